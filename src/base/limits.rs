@@ -1,0 +1,42 @@
+//! Every bound, named, with its unit.
+
+use std::time::Duration;
+
+/// Longest name component (NAME_MAX of Linux filesystems), bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest symlink target (PATH_MAX), bytes.
+pub const SYMLINK_BYTES_MAX: usize = 4096;
+/// Longest extended attribute value (XATTR_SIZE_MAX), bytes.
+pub const XATTR_BYTES_MAX: usize = 65536;
+/// Largest data part of one entry, bytes (the kernel sends at most 1 MiB by default).
+pub const ENTRY_DATA_BYTES_MAX: usize = 4 << 20;
+/// Largest frame body on the wire, bytes.
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
+/// Largest encoded control message, bytes.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Granule of the change journal's data marks, bytes (G4 allows 128 KiB more per changed range).
+pub const MARK_GRANULE_BYTES: u64 = 64 << 10;
+/// Block in which a resync compares contents, and in which holes are kept equal, bytes.
+pub const COMPARE_BLOCK_BYTES: u64 = 4096;
+/// Entries kept in memory for peers that lag, bytes; beyond it they are spooled.
+pub const QUEUE_MEMORY_BYTES_MAX: u64 = 64 << 20;
+/// Default limit of the spool on disk, bytes; beyond it the pair is "behind".
+pub const SPOOL_BYTES_MAX: u64 = 256 << 20;
+/// Size at which a segment of the entry log is closed, bytes.
+pub const LOG_SEGMENT_BYTES: u64 = 64 << 20;
+/// Change journal: an interval is closed after this many bytes of records.
+pub const JOURNAL_INTERVAL_BYTES: u64 = 4 << 20;
+/// Change journal: an interval is closed after this time.
+pub const JOURNAL_INTERVAL: Duration = Duration::from_secs(10);
+/// Heartbeat period of a link.
+pub const HEARTBEAT: Duration = Duration::from_millis(1000);
+/// A link without any byte for this long is broken.
+pub const LINK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The oldest unacknowledged entry may be this old before the pair is suspended.
+pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for an fsync.
+pub const FSYNC_TIMEOUT: Duration = Duration::from_secs(60);
+/// Entries sent in one batch, bytes.
+pub const BATCH_BYTES: usize = 1 << 20;
+/// Entries sent in one batch, count.
+pub const BATCH_ENTRIES: usize = 256;

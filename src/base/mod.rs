@@ -1,0 +1,9 @@
+//! The ground floor: ids, bounds, errors, time. Imports nothing of kagami.
+
+pub mod error;
+pub mod ids;
+pub mod limits;
+pub mod time;
+
+pub use error::{Error, Kind, Result};
+pub use ids::*;

@@ -1,0 +1,3 @@
+//! Pure decisions: pair states and their one transition table, epoch chains, the resync plan. No I/O, no clocks, no threads.
+
+pub mod change;
