@@ -5,5 +5,5 @@ pub mod ids;
 pub mod limits;
 pub mod time;
 
-pub use error::{Error, Kind, Result};
+pub use error::{At, Error, Kind, Result};
 pub use ids::*;

@@ -1,1 +1,6 @@
-//! (being built)
+//! The only unsafe code: system calls relative to directory descriptors, with Rust types.
+//!
+//! Names are single path components (checked by the callers' types); symlinks are never followed.
+
+pub mod map;
+pub mod sys;

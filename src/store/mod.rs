@@ -1,1 +1,7 @@
-//! (being built)
+//! A replica on disk: regions with their plain trees, directory ids, change journal, entry log, epochs.
+
+pub mod content;
+pub mod exec;
+pub mod files;
+pub mod idtable;
+pub mod region;

@@ -1,1 +1,3 @@
-//! (being built)
+//! The mirror group: what a mounted volume is made of. Ordering, replication, objects known to the kernel.
+
+pub mod order;

@@ -1,0 +1,59 @@
+//! A page shared with a file: stores to it survive kill -9 of the process without any system call.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// A writable shared mapping of the first `len` bytes of a file.
+pub struct Page {
+    ptr: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone; access goes through &self/&mut self like any buffer.
+unsafe impl Send for Page {}
+// SAFETY: shared access only reads; writing needs &mut self.
+unsafe impl Sync for Page {}
+
+impl Page {
+    /// Maps `len` bytes of `file`, which must be at least that long.
+    pub fn map(file: &File, len: usize) -> io::Result<Page> {
+        if file.metadata()?.len() < len as u64 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        // SAFETY: a fresh shared mapping of a file we own; the length was checked, the result is checked below.
+        let p = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if p == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Page { ptr: p.cast(), len })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: ptr..ptr+len is mapped for the life of self.
+        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+    }
+
+    /// The bytes, writable.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and &mut self excludes other access through this value.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: unmaps exactly what `map` mapped; no reference outlives self.
+        unsafe { libc::munmap(self.ptr.cast(), self.len) };
+    }
+}
