@@ -1,0 +1,188 @@
+//! The exact resync plan: from the journals of both replicas to the steps that make the target equal to the source
+//! (MS-5, G4, G6). Nothing walks a tree; the cost grows with the records.
+//!
+//! At position P (`common`) both trees were identical. Each side's records are replayed on a model that knows only the
+//! names they mention (`plan_sim`); what a record finds at a name nobody has mentioned before was there already. So each
+//! side tells, for every name it touched, what was there at P and what is there now. A name which one side did not touch
+//! still is on that side what it was at P, and the other side tells what that was. Objects are matched by what they were
+//! at P: a directory by its id, a file by its name at P, a file with several links by any of its names and its link id.
+//!
+//! ```text
+//! source's records ─▶ replay ─▶ at P, now ─┐
+//!                                          ├─▶ for each object: names wanted, names found ─▶ steps, content to compare
+//! target's records ─▶ replay ─▶ at P, now ─┘
+//! ```
+//!
+//! Steps run in this order, so that cycles of renames need no thought: everything that moves or goes is parked flat in
+//! [`DirId::STAGING`]; what nobody wants is discarded (a directory has nothing left in it by then: each name below it was
+//! touched on one of the sides); new objects are made in staging; everything gets its place; further links follow.
+//!
+//! # What the journals must keep to
+//!
+//! - `Ns` records are exact and in order. An operation that failed after its record was made is taken back by a record.
+//! - A link id stays with its object until its last name goes, also while only one name is left.
+//! - Both journals and both [`Links`] are of one point of their side.
+//! - What a resync itself does on a target belongs to an interval that ends with it.
+
+use super::change::{Change, NsChange, Rec, What};
+use super::plan_build;
+use super::plan_sim::Sim;
+use super::ranges::Ranges;
+use crate::base::{DirId, LinkId, Name, Result, Seq, VolId};
+use bincode::{Decode, Encode};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The names of files with several links, as a region's link table has them now.
+pub type Links = BTreeMap<(VolId, LinkId), Vec<Name>>;
+
+/// What a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The winning side's records, from the start of an interval at or before `common`.
+    pub source: &'a [Rec],
+    /// The other side's, likewise; the two may start at different places.
+    pub target: &'a [Rec],
+    /// P: the last position at which both trees were identical.
+    pub common: Seq,
+    /// The last position on the target. If it is `common` the target made nothing of its own and nothing of it can be lost.
+    pub target_head: Seq,
+    /// The source's names of every id in [`link_ids`] of both journals; an id without names is absent.
+    pub source_links: &'a Links,
+    /// The target's, likewise.
+    pub target_links: &'a Links,
+}
+
+/// Primitive steps on the target's tree, to be carried out in order. No step follows a symlink or replaces anything:
+/// the name it makes is free.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Step {
+    /// Rename into staging.
+    Park { vol: VolId, from: Name, parked: Name },
+    /// Remove a name of a file that has another one.
+    DropName { vol: VolId, at: Name },
+    /// Make a directory with this id in staging. Its attributes come at the end ([`Plan::dirs`]).
+    MakeDir { vol: VolId, id: DirId, parked: Name },
+    /// Make a file, symlink or special file like the source's `source` in staging. A [`ContentTask`] fills it.
+    MakeFile { vol: VolId, source: Name, parked: Name },
+    /// Rename out of staging.
+    Place { vol: VolId, parked: Name, to: Name },
+    /// Give the file at `from` a further name; its link id is `lid` from now on.
+    LinkMore { vol: VolId, from: Name, to: Name, lid: LinkId },
+    /// Remove a parked object, or with `keep` move it to [`DirId::LOST`]: the target changed it after P and nobody else
+    /// has that version (G6). A directory is empty and is never kept: what was in it is kept file by file.
+    Discard { vol: VolId, parked: Name, what: What, keep: bool },
+}
+
+/// Which bytes of a file to compare and copy.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Extent {
+    /// All: the target did not have the file.
+    Whole,
+    /// These; none if only attributes may differ.
+    Ranges(Ranges),
+}
+
+/// A file whose content or attributes may differ.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ContentTask {
+    /// Volume of the group.
+    pub vol: VolId,
+    /// A name of it on the source now.
+    pub source: Name,
+    /// A name of it on the target before the first step, for comparing; none for a new file.
+    pub target_now: Option<Name>,
+    /// The same file's name on the target after the last step.
+    pub target_after: Name,
+    /// Bytes to compare.
+    pub extent: Extent,
+    /// True if attributes, times and extended attributes are to be compared as well. Set with every range: a write
+    /// changes the mtime and may drop set-id bits.
+    pub attrs: bool,
+    /// The target itself may have changed it after P: what is overwritten must be kept (G6).
+    pub target_changed: bool,
+}
+
+/// What a plan will do, for status and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Counts {
+    /// Files and directories that move (one park and one place each).
+    pub renames: u64,
+    /// Directories made.
+    pub dirs_made: u64,
+    /// Files made.
+    pub files_made: u64,
+    /// Further names made.
+    pub links_made: u64,
+    /// Further names removed.
+    pub names_dropped: u64,
+    /// Objects removed, with those kept.
+    pub discarded: u64,
+    /// Objects moved to [`DirId::LOST`].
+    pub kept: u64,
+    /// Files whose content or attributes must be compared or copied.
+    pub files_examined: u64,
+}
+
+/// What makes the target equal to the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Plan {
+    /// Changes of names, in order.
+    pub ns: Vec<Step>,
+    /// Files to compare and copy, in any order.
+    pub content: Vec<ContentTask>,
+    /// Directories that exist on the source and whose attributes and mtime are to be set from it at the very end.
+    pub dirs: Vec<(VolId, DirId)>,
+    /// The sums.
+    pub counts: Counts,
+}
+
+impl Plan {
+    /// True if there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ns.is_empty() && self.content.is_empty() && self.dirs.is_empty()
+    }
+}
+
+/// Every link id the records mention: both sides' names of them are needed for a plan, because a journal does not tell
+/// whether a file whose one name was removed has others.
+pub fn link_ids(recs: &[Rec]) -> BTreeSet<(VolId, LinkId)> {
+    let mut out = BTreeSet::new();
+    for r in recs {
+        let mut add = |w: &What| {
+            if let What::Linked(lid) = w {
+                out.insert((r.vol, *lid));
+            }
+        };
+        match &r.change {
+            Change::Data { what, .. } | Change::Attr { what, .. } => add(what),
+            Change::Ns(NsChange::Unlink { what, .. }) => add(what),
+            Change::Ns(NsChange::Link { lid, .. }) => add(&What::Linked(*lid)),
+            Change::Ns(NsChange::Rename { moved, over, .. }) => {
+                add(moved);
+                over.iter().for_each(add);
+            }
+            Change::Ns(NsChange::Create { .. } | NsChange::Mkdir { .. } | NsChange::Rmdir { .. }) => {}
+        }
+    }
+    out
+}
+
+/// Makes the plan. Fails with [`crate::base::Kind::Corrupt`] if a journal contradicts itself or the other one about P:
+/// then only a full comparison (verify) can help.
+pub fn plan(input: &Input) -> Result<Plan> {
+    let vols: BTreeSet<VolId> = input.source.iter().chain(input.target).map(|r| r.vol).collect();
+    let mut out = Plan::default();
+    for vol in vols {
+        let source = Sim::replay(vol, input.source, input.common, input.source_links)
+            .map_err(|e| e.context(format!("source's journal, volume {}", vol.0)))?;
+        let target = Sim::replay(vol, input.target, input.common, input.target_links)
+            .map_err(|e| e.context(format!("target's journal, volume {}", vol.0)))?;
+        let diverged = input.target_head > input.common || input.target.iter().any(|r| r.seq > input.common);
+        plan_build::build(vol, &source, &target, diverged, &mut out)?;
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

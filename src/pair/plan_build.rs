@@ -1,0 +1,286 @@
+//! Matches the objects of both sides and writes the steps. See [`super::plan`].
+
+use super::change::What;
+use super::plan::{ContentTask, Extent, Plan, Step};
+use super::plan_sim::{Names, ObjIx, Sim};
+use super::ranges::Ranges;
+use crate::base::{DirId, Error, LinkId, Name, Result, VolId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What tells that objects of the two sides are one.
+#[derive(PartialEq, Eq, Hash)]
+enum Key<'a> {
+    Dir(DirId),
+    Link(LinkId),
+    /// The name at P.
+    Base(&'a Name),
+}
+
+/// Union-find over the objects of both sides: the source's first, the target's after them.
+struct Matched {
+    parent: Vec<usize>,
+    target_first: usize,
+}
+
+impl Matched {
+    fn source(&self, ix: ObjIx) -> usize {
+        self.root(ix)
+    }
+
+    fn target(&self, ix: ObjIx) -> usize {
+        self.root(self.target_first + ix)
+    }
+
+    fn root(&self, mut i: usize) -> usize {
+        while let Some(&p) = self.parent.get(i) {
+            if p == i {
+                break;
+            }
+            i = p;
+        }
+        i
+    }
+
+    fn unite(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        // The smaller index becomes the root, so the order of the plan does not depend on hashing.
+        if let Some(p) = self.parent.get_mut(a.max(b)) {
+            *p = a.min(b);
+        }
+    }
+}
+
+/// One object as both sides see it.
+#[derive(Default)]
+struct Class {
+    dir: Option<DirId>,
+    lid: Option<LinkId>,
+    wanted: Vec<Name>,
+    found: Vec<Name>,
+    ranges: Ranges,
+    attrs: bool,
+    /// The target changed or made it after P, as far as one can know.
+    target_changed: bool,
+}
+
+/// Adds the plan of one volume to `out`. `diverged`: the target made entries of its own after P.
+pub(super) fn build(vol: VolId, source: &Sim, target: &Sim, diverged: bool, out: &mut Plan) -> Result<()> {
+    let matched = match_objects(source, target)?;
+    let classes = collect(source, target, &matched, diverged)?;
+    let mut steps = Steps { vol, ..Steps::default() };
+    for c in classes.values() {
+        steps.object(c, out);
+    }
+    steps.finish(out);
+    let wanted = |id: &DirId| {
+        let object = source.dirs.get(id).map(|&ix| matched.source(ix));
+        let object = object.or_else(|| target.dirs.get(id).map(|&ix| matched.target(ix)));
+        // A directory without an object was only ever a parent here: it lives on both sides.
+        object.is_none_or(|root| classes.get(&root).is_some_and(|c| !c.wanted.is_empty()))
+    };
+    let made = classes.values().filter(|c| c.found.is_empty()).filter_map(|c| c.dir);
+    let touched = source.dirs_touched.iter().chain(&target.dirs_touched).copied();
+    let dirs: BTreeSet<DirId> = touched.chain(made).chain(steps.parents).collect();
+    out.dirs.extend(dirs.into_iter().filter(|d| !d.is_internal() && wanted(d)).map(|d| (vol, d)));
+    Ok(())
+}
+
+/// Finds out which objects are the same, and that both sides agree about P.
+fn match_objects(source: &Sim, target: &Sim) -> Result<Matched> {
+    let target_first = source.objs.len();
+    let mut m = Matched { parent: (0..target_first + target.objs.len()).collect(), target_first };
+    let mut keys: HashMap<Key, usize> = HashMap::new();
+    for (side, first) in [(source, 0), (target, target_first)] {
+        for (ix, o) in side.objs.iter().enumerate() {
+            let own = o.dir.map(Key::Dir).into_iter().chain(o.lids.iter().copied().map(Key::Link));
+            for k in own {
+                let other = *keys.entry(k).or_insert(first + ix);
+                m.unite(other, first + ix);
+            }
+        }
+        for (name, is) in &side.base {
+            if let Some(ix) = is {
+                let other = *keys.entry(Key::Base(name)).or_insert(first + ix);
+                m.unite(other, first + ix);
+            }
+        }
+    }
+    for (name, is) in &source.base {
+        let differs = match (is, target.base.get(name)) {
+            (Some(s), Some(Some(t))) => source.objs.get(*s).map(|o| o.dir) != target.objs.get(*t).map(|o| o.dir),
+            (s, Some(t)) => s.is_some() != t.is_some(),
+            (_, None) => false,
+        };
+        if differs && !name.dir.is_internal() {
+            return Err(Error::corrupt(format!("the two journals disagree about {name:?} at the common point")));
+        }
+    }
+    Ok(m)
+}
+
+/// Everything known about each object, in the order of the objects.
+fn collect(source: &Sim, target: &Sim, m: &Matched, diverged: bool) -> Result<BTreeMap<usize, Class>> {
+    let mut classes: BTreeMap<usize, Class> = BTreeMap::new();
+    for (ix, o) in target.objs.iter().enumerate() {
+        let c = classes.entry(m.target(ix)).or_default();
+        c.dir = c.dir.or(o.dir);
+        c.lid = o.lids.last().copied().or(c.lid);
+        c.ranges.union(&o.ranges);
+        c.attrs |= o.attrs;
+        c.target_changed |= diverged && (o.born || o.marked());
+    }
+    for (ix, o) in source.objs.iter().enumerate() {
+        let c = classes.entry(m.source(ix)).or_default();
+        c.dir = c.dir.or(o.dir);
+        c.lid = o.lids.last().copied().or(c.lid);
+        c.ranges.union(&o.ranges);
+        c.attrs |= o.attrs;
+    }
+    let all: BTreeSet<&Name> = source.names.keys().chain(target.names.keys()).collect();
+    for name in all.into_iter().filter(|n| !n.dir.is_internal()) {
+        // A side that did not touch the name still has there what was there at P, which the other side knows.
+        let wanted = now(&source.names, name).map(|ix| ix.map(|i| m.source(i)));
+        let wanted = wanted.or_else(|| now(&target.base, name).map(|ix| ix.map(|i| m.target(i)))).flatten();
+        let found = now(&target.names, name).map(|ix| ix.map(|i| m.target(i)));
+        let found = found.or_else(|| now(&source.base, name).map(|ix| ix.map(|i| m.source(i)))).flatten();
+        if let Some(root) = wanted {
+            classes.entry(root).or_default().wanted.push(name.clone());
+        }
+        if let Some(root) = found {
+            classes.entry(root).or_default().found.push(name.clone());
+        }
+    }
+    if let Some(c) = classes.values().find(|c| c.dir.is_some() && (c.wanted.len() > 1 || c.found.len() > 1)) {
+        return Err(Error::corrupt(format!("the journals give directory {:?} two names", c.dir)));
+    }
+    Ok(classes)
+}
+
+fn now(names: &Names, name: &Name) -> Option<Option<ObjIx>> {
+    names.get(name).copied()
+}
+
+/// The steps, by phase.
+#[derive(Default)]
+struct Steps {
+    vol: VolId,
+    clear: Vec<Step>,
+    discard: Vec<Step>,
+    make: Vec<Step>,
+    place: Vec<Step>,
+    link: Vec<Step>,
+    /// Directories whose mtime the steps spoil.
+    parents: BTreeSet<DirId>,
+    parked: u64,
+}
+
+impl Steps {
+    fn parking(&mut self) -> Name {
+        self.parked += 1;
+        Name::new(DirId::STAGING, format!("r{}.{}", self.vol.0, self.parked))
+    }
+
+    fn park(&mut self, from: &Name) -> Name {
+        let parked = self.parking();
+        self.parents.insert(from.dir);
+        self.clear.push(Step::Park { vol: self.vol, from: from.clone(), parked: parked.clone() });
+        parked
+    }
+
+    fn place(&mut self, parked: Name, to: &Name) {
+        self.parents.insert(to.dir);
+        self.place.push(Step::Place { vol: self.vol, parked, to: to.clone() });
+    }
+
+    /// The steps for one object, and what to compare of it.
+    fn object(&mut self, c: &Class, out: &mut Plan) {
+        let stays = c.found.iter().find(|n| c.wanted.contains(n));
+        // The name at which the object keeps living on the target; nothing if it goes or is not there.
+        let anchor = match (stays, c.found.first(), c.wanted.first()) {
+            (Some(n), _, _) => n,
+            (None, Some(from), Some(to)) => {
+                let parked = self.park(from);
+                self.place(parked, to);
+                out.counts.renames += 1;
+                to
+            }
+            (None, Some(from), None) => {
+                self.discard(c, from, out);
+                from
+            }
+            (None, None, Some(to)) => {
+                self.make(c, to, out);
+                to
+            }
+            (None, None, None) => return,
+        };
+        let moved_from = if stays.is_none() { c.found.first() } else { None };
+        for at in c.found.iter().filter(|n| !c.wanted.contains(n) && Some(*n) != moved_from) {
+            self.parents.insert(at.dir);
+            self.clear.push(Step::DropName { vol: self.vol, at: at.clone() });
+            out.counts.names_dropped += 1;
+        }
+        if c.wanted.is_empty() {
+            return;
+        }
+        for to in c.wanted.iter().filter(|n| !c.found.contains(n) && *n != anchor) {
+            self.parents.insert(to.dir);
+            let lid = c.lid.unwrap_or(LinkId(0));
+            self.link.push(Step::LinkMore { vol: self.vol, from: anchor.clone(), to: to.clone(), lid });
+            out.counts.links_made += 1;
+        }
+        self.content(c, anchor, out);
+    }
+
+    fn discard(&mut self, c: &Class, from: &Name, out: &mut Plan) {
+        let parked = self.park(from);
+        let what = match (c.dir, c.lid) {
+            (Some(id), _) => What::Dir(id),
+            (None, Some(lid)) => What::Linked(lid),
+            (None, None) => What::File,
+        };
+        let keep = c.dir.is_none() && c.target_changed;
+        self.discard.push(Step::Discard { vol: self.vol, parked, what, keep });
+        out.counts.discarded += 1;
+        out.counts.kept += u64::from(keep);
+    }
+
+    fn make(&mut self, c: &Class, to: &Name, out: &mut Plan) {
+        let parked = self.parking();
+        match c.dir {
+            Some(id) => {
+                self.make.push(Step::MakeDir { vol: self.vol, id, parked: parked.clone() });
+                out.counts.dirs_made += 1;
+            }
+            None => {
+                self.make.push(Step::MakeFile { vol: self.vol, source: to.clone(), parked: parked.clone() });
+                out.counts.files_made += 1;
+            }
+        }
+        self.place(parked, to);
+    }
+
+    fn content(&mut self, c: &Class, anchor: &Name, out: &mut Plan) {
+        let new = c.found.is_empty();
+        if c.dir.is_some() || (!new && !c.attrs && c.ranges.is_empty()) {
+            return;
+        }
+        let Some(source) = c.wanted.first() else { return };
+        out.content.push(ContentTask {
+            vol: self.vol,
+            source: source.clone(),
+            target_now: c.found.first().cloned(),
+            target_after: anchor.clone(),
+            extent: if new { Extent::Whole } else { Extent::Ranges(c.ranges.clone()) },
+            attrs: true,
+            target_changed: !new && c.target_changed,
+        });
+        out.counts.files_examined += 1;
+    }
+
+    fn finish(&mut self, out: &mut Plan) {
+        for phase in [&mut self.clear, &mut self.discard, &mut self.make, &mut self.place, &mut self.link] {
+            out.ns.append(phase);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Random trees, histories and cuts against the model; and each hard case by name.
+
+#[path = "plan_model.rs"]
+mod model;
+
+use super::*;
+use model::{Act, Ent, File, Journal, World, execute};
+use proptest::prelude::*;
+
+/// Two replicas that were identical at `common`.
+struct Pair {
+    at_common: World,
+    s: World,
+    t: World,
+    sj: Journal,
+    tj: Journal,
+    common: Seq,
+    t_head: Seq,
+}
+
+/// Kinds from here on begin an interval instead of changing anything.
+const CUT: u8 = 14;
+
+impl Pair {
+    fn new(base: &[Act], common: &[Act], s_acts: &[Act], t_acts: &[Act]) -> Pair {
+        let mut w = World::new();
+        for a in base {
+            w.act(*a);
+        }
+        let (mut sj, mut tj, mut seq) = (Journal::default(), Journal::default(), Seq(0));
+        for a in common {
+            match a.0 % 16 {
+                CUT => sj.cut(true),
+                15 => tj.cut(true),
+                _ => run(&mut w, &mut [&mut sj, &mut tj], &mut seq, *a),
+            }
+        }
+        let mut p = Pair { at_common: w.clone(), s: w.clone(), t: w, sj, tj, common: seq, t_head: seq };
+        // Ids are unique in a group: the sites never give the same one.
+        p.t.next += 1_000_000;
+        p.t.clock += 1_000_000;
+        for a in s_acts {
+            p.source(*a);
+        }
+        for a in t_acts {
+            p.target(*a);
+        }
+        p
+    }
+
+    fn source(&mut self, a: Act) {
+        let mut seq = Seq(self.sj.recs.last().map_or(self.common, |r| r.seq).0.max(self.common.0));
+        match a.0 % 16 {
+            CUT | 15 => self.sj.cut(false),
+            _ => run(&mut self.s, &mut [&mut self.sj], &mut seq, a),
+        }
+    }
+
+    fn target(&mut self, a: Act) {
+        match a.0 % 16 {
+            CUT | 15 => self.tj.cut(false),
+            _ => run(&mut self.t, &mut [&mut self.tj], &mut self.t_head, a),
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        let mut all = link_ids(&self.sj.recs);
+        all.extend(link_ids(&self.tj.recs));
+        let only = |mut l: Links| {
+            l.retain(|k, _| all.contains(k));
+            l
+        };
+        let (source_links, target_links) = (only(self.s.links()), only(self.t.links()));
+        plan(&Input {
+            source: &self.sj.recs,
+            target: &self.tj.recs,
+            common: self.common,
+            target_head: self.t_head,
+            source_links: &source_links,
+            target_links: &target_links,
+        })
+        .unwrap()
+    }
+
+    /// Plans, executes and checks everything that a plan promises.
+    fn check(&self) -> Plan {
+        let plan = self.plan();
+        let mut t = self.t.clone();
+        let kept = execute(&plan, &self.s, &mut t);
+        assert_eq!(self.s.picture(), t.picture(), "not identical after the resync (G5)\n{plan:#?}");
+        self.check_counts(&plan);
+        self.check_kept(&plan, &kept);
+        plan
+    }
+
+    /// Exactly the steps that the true identities of the objects ask for.
+    fn check_counts(&self, plan: &Plan) {
+        let names =
+            |w: &World, e: Ent| w.names.iter().filter(|(_, x)| **x == e).map(|(n, _)| n.clone()).collect::<Vec<_>>();
+        let all: std::collections::BTreeSet<Ent> =
+            self.s.names.values().chain(self.t.names.values()).copied().collect();
+        let mut c = Counts::default();
+        for e in all {
+            let (want, have) = (names(&self.s, e), names(&self.t, e));
+            let stay = want.iter().filter(|n| have.contains(n)).count();
+            let (more, less) = ((want.len() - stay) as u64, (have.len() - stay) as u64);
+            match (have.is_empty(), want.is_empty()) {
+                (true, _) => {
+                    *(if matches!(e, Ent::Dir(_)) { &mut c.dirs_made } else { &mut c.files_made }) += 1;
+                    c.links_made += more - 1;
+                }
+                (_, true) => {
+                    c.discarded += 1;
+                    c.names_dropped += less - 1;
+                }
+                _ => {
+                    let moved = u64::from(stay == 0);
+                    c.renames += moved;
+                    c.links_made += more - moved;
+                    c.names_dropped += less - moved;
+                }
+            }
+        }
+        (c.kept, c.files_examined) = (plan.counts.kept, plan.counts.files_examined);
+        assert_eq!(plan.counts, c, "more steps than needed\n{plan:#?}");
+        for task in &plan.content {
+            let Ent::File(f) = self.s.names[&task.source] else { panic!("content of a directory") };
+            let marked = self.sj.marked.contains(&f) || self.tj.marked.contains(&f);
+            assert!(task.extent == Extent::Whole || marked, "an untouched file is compared (G4): {task:?}");
+        }
+        assert_eq!(plan.content.len() as u64, plan.counts.files_examined);
+    }
+
+    /// Every version that the target alone had is kept; nothing is if it had none (G6).
+    fn check_kept(&self, plan: &Plan, kept: &[(u64, File)]) {
+        if self.t_head == self.common {
+            assert!(kept.is_empty() && plan.counts.kept == 0 && plan.content.iter().all(|c| !c.target_changed));
+            return;
+        }
+        let same = |a: Option<&File>, b: &File| a.is_some_and(|a| a.bytes == b.bytes && a.attr == b.attr);
+        for (f, version) in &self.t.files {
+            let (was, wins) = (self.at_common.files.get(f), self.s.files.get(f));
+            if !same(was, version) && !same(wins, version) {
+                assert!(kept.iter().any(|(k, v)| k == f && same(Some(v), version)), "version of {f} lost (G6)");
+            }
+        }
+    }
+}
+
+fn run(w: &mut World, journals: &mut [&mut Journal], seq: &mut Seq, a: Act) {
+    for (change, file) in w.act(a) {
+        *seq = seq.next();
+        for j in journals.iter_mut() {
+            j.add(*seq, &change, file);
+        }
+    }
+}
+
+fn acts(max: usize) -> impl Strategy<Value = Vec<Act>> {
+    prop::collection::vec((0u8..16, any::<u8>(), any::<u8>(), any::<u8>()), 0..max)
+}
+
+/// 2,000 cases unless `PROPTEST_CASES` says otherwise.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(1_000);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn outage_without_changes_at_the_target(base in acts(25), common in acts(20), s in acts(30)) {
+        Pair::new(&base, &common, &s, &[]).check();
+    }
+
+    #[test]
+    fn both_sides_changed(base in acts(25), common in acts(20), s in acts(20), t in acts(20)) {
+        Pair::new(&base, &common, &s, &t).check();
+    }
+}
