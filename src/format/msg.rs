@@ -1,1 +1,231 @@
-//! Control messages between nodes.
+//! Control messages between nodes. Entries travel as frames of their own kind; everything else is a [`Msg`].
+
+use super::op::Target;
+use super::{codec, frame};
+use crate::base::{DirId, Epoch, Error, LinkId, Name, Result, Seq, VolId, limits, time::Time};
+use bincode::{Decode, Encode};
+
+/// Protocol version; a node talks to its predecessor's version as well.
+pub const VERSION: u32 = 1;
+/// Oldest version understood.
+pub const VERSION_OLDEST: u32 = 1;
+
+/// How the receiver's replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum CopyState {
+    /// Never copied to.
+    Empty,
+    /// A first copy (or repair) is under way: not a point of the order.
+    Copying,
+    /// At one point of the order.
+    Consistent,
+}
+
+/// First message, from the side that has the primary region of the pair.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// Protocol version.
+    pub version: u32,
+    /// Sender's site.
+    pub site: String,
+    /// Group.
+    pub group: String,
+    /// Random id of the group.
+    pub group_id: u64,
+    /// Pair.
+    pub pair: String,
+    /// Asynchronous pair.
+    pub is_async: bool,
+    /// Volumes in order: name, primary port, primary LU (CD-13).
+    pub volumes: Vec<(String, String, u32)>,
+    /// Sender's epoch chain.
+    pub chain: Vec<Epoch>,
+    /// Sender's position.
+    pub head: Seq,
+}
+
+/// Answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Welcome {
+    /// Protocol version that both speak.
+    pub version: u32,
+    /// Receiver's site.
+    pub site: String,
+    /// Random id of the group the replica belongs to; 0: none yet.
+    pub group_id: u64,
+    /// Receiver's epoch chain.
+    pub chain: Vec<Epoch>,
+    /// Receiver's position: everything up to it is in its tree or log.
+    pub head: Seq,
+    /// Everything up to here has finished changing its tree (lower than `head` after a crash as primary).
+    pub settled: Seq,
+    /// Its journal knows every change after this.
+    pub journal_after: Seq,
+    /// How its replica is.
+    pub copy: CopyState,
+    /// True: its tree is exactly at `head`, marks of its own do not matter.
+    pub exact: bool,
+}
+
+/// Why a link is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum RejectCode {
+    /// Protocol versions do not meet.
+    Version,
+    /// The peer's key or site is not known.
+    UnknownPeer,
+    /// No such group or pair here (CD-13).
+    UnknownPair,
+    /// The replica belongs to another group.
+    OtherGroup,
+    /// The receiver is primary of a newer epoch: the sender is stale (G3).
+    StalePrimary,
+    /// Both are primary and neither is newer.
+    SplitBrain,
+    /// Busy: another link serves this replica, or it is being taken over.
+    Busy,
+    /// Suspended by the operator at the receiver.
+    Paused,
+    /// The local replica cannot be used (its reason is in the text).
+    Fault,
+}
+
+/// One name in a listing of the receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Listed {
+    /// The name.
+    pub name: Vec<u8>,
+    /// What it has.
+    pub have: Have,
+}
+
+/// State of one object at the receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Have {
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Size, bytes.
+    pub size: u64,
+    /// Modification time.
+    pub mtime: Time,
+    /// Device number of a device node.
+    pub rdev: u64,
+    /// Symlink target.
+    pub target: Vec<u8>,
+    /// Directory id.
+    pub dir: Option<DirId>,
+    /// Link id of a file with several links.
+    pub lid: Option<LinkId>,
+    /// Extended attributes.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What a receiver is asked about one object.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Ask {
+    /// Volume.
+    pub vol: VolId,
+    /// The object, by its present name there.
+    pub at: Target,
+    /// Byte ranges to hash, in blocks of [`limits::COMPARE_BLOCK_BYTES`].
+    pub ranges: Vec<(u64, u64)>,
+}
+
+/// The state of one block: `None` for a hole, else the first 16 bytes of its BLAKE3.
+pub type BlockHash = Option<[u8; 16]>;
+
+/// Answer to one [`Ask`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Told {
+    /// Its state; `None` when it does not exist.
+    pub have: Option<Have>,
+    /// For each range asked: the blocks up to its end or the end of the file.
+    pub blocks: Vec<Vec<BlockHash>>,
+}
+
+/// A control message.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Msg {
+    /// Opens a link.
+    Hello(Hello),
+    /// Accepts it.
+    Welcome(Welcome),
+    /// Refuses it. `chain` and `head` let a stale primary see what it missed.
+    Reject { code: RejectCode, text: String, chain: Vec<Epoch>, head: Seq },
+    /// Are you there? `head`: the sender's position, for the receiver's status; `trim`: durable everywhere up to here.
+    Ping { head: Seq, trim: Seq, in_pair: bool },
+    /// Here. Positions as in `Ack`.
+    Pong { received: Seq, durable: Seq, applied: Seq },
+    /// Entries up to `received` survive kill -9 of the receiver, up to `durable` a power cut, up to `applied` are in the tree.
+    Ack { received: Seq, durable: Seq, applied: Seq },
+    /// The receiver suspends the pair: reason for people (G8).
+    Suspend { reason: String },
+    /// A resync will start: drain, and tell when ready. `bytes`: estimate of what will be staged.
+    Prepare { id: u64, from: Seq, bytes: u64, first_copy: bool },
+    /// Ready for the resync.
+    Ready { id: u64 },
+    /// It does not fit.
+    NeedsSpace { id: u64, free: u64 },
+    /// Give your journal's records after `since`.
+    JournalAsk { since: Seq },
+    /// Part of them, each an encoded `pair::change::Rec`; `last` on the final part.
+    JournalPart { recs: Vec<Vec<u8>>, last: bool },
+    /// Tell me about these objects.
+    Query { id: u64, asks: Vec<Ask> },
+    /// The answers, in order.
+    Answer { id: u64, tolds: Vec<Told> },
+    /// List these directories (by id).
+    ListAsk { id: u64, vol: VolId, dirs: Vec<DirId> },
+    /// Listings in order; `None`: no such directory here. In parts; `last` on the final part.
+    ListPart { id: u64, lists: Vec<(DirId, Option<Vec<Listed>>)>, last: bool },
+    /// Give your whole directory table.
+    DirsAsk { id: u64, vol: VolId },
+    /// Part of it: id, parent, name.
+    DirsPart { id: u64, dirs: Vec<(DirId, Name)>, last: bool },
+    /// End of the first copy: the base is at `base` (chain `epochs`); consistent once entries up to `whole` are applied.
+    CopyDone { id: u64, base: Seq, whole: Seq, epochs: Vec<Epoch> },
+    /// The resync is given up; forget what was staged.
+    Abort { id: u64 },
+    /// Where does this name stand? (for `kagami why`)
+    WhyAsk { id: u64, vol: VolId, path: Vec<Vec<u8>> },
+    /// Text for people.
+    WhyTold { id: u64, text: String },
+}
+
+impl Msg {
+    /// The message as a frame.
+    pub fn frame(&self) -> Result<Vec<u8>> {
+        let body = codec::encode(self)?;
+        if body.len() > limits::MESSAGE_BYTES_MAX {
+            return Err(Error::failed(format!("message of {} bytes is too large", body.len())));
+        }
+        Ok(frame::build(frame::FrameKind::Msg, &body, b""))
+    }
+
+    /// Decodes a checked frame of kind `Msg`, with names validated (G10).
+    pub fn parse(frame_bytes: &[u8], head: &frame::Header) -> Result<Msg> {
+        if head.len as usize > limits::MESSAGE_BYTES_MAX {
+            return Err(Error::corrupt("message too large"));
+        }
+        let m: Msg = codec::decode(frame::head_part(frame_bytes, head))?;
+        let target_ok = |t: &Target| match t {
+            Target::File(n) => n.is_valid(),
+            Target::Dir(_) => true,
+        };
+        let ok = match &m {
+            Msg::Query { asks, .. } => asks.iter().all(|a| target_ok(&a.at)),
+            Msg::ListPart { lists, .. } => lists
+                .iter()
+                .filter_map(|(d, l)| l.as_ref().map(|l| (d, l)))
+                .all(|(d, l)| l.iter().all(|e| Name::new(*d, e.name.clone()).is_valid())),
+            Msg::DirsPart { dirs, .. } => dirs.iter().all(|(_, n)| n.is_valid()),
+            Msg::WhyAsk { path, .. } => path.iter().all(|p| Name::new(DirId::ROOT, p.clone()).is_valid()),
+            _ => true,
+        };
+        if ok { Ok(m) } else { Err(Error::corrupt("message: a name that is not one path component")) }
+    }
+}

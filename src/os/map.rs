@@ -57,3 +57,21 @@ impl Drop for Page {
         unsafe { libc::munmap(self.ptr.cast(), self.len) };
     }
 }
+
+impl Page {
+    /// Stores a number at an 8-byte aligned offset, not before anything stored earlier.
+    pub fn store_u64(&self, off: usize, v: u64) {
+        assert!(off.is_multiple_of(8) && off + 8 <= self.len, "page offset {off}");
+        // SAFETY: in bounds and aligned (asserted; mappings are page-aligned); atomics may share memory with a file.
+        unsafe { std::sync::atomic::AtomicU64::from_ptr(self.ptr.add(off).cast()) }
+            .store(v, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Loads a number from an 8-byte aligned offset.
+    pub fn load_u64(&self, off: usize) -> u64 {
+        assert!(off.is_multiple_of(8) && off + 8 <= self.len, "page offset {off}");
+        // SAFETY: as in store_u64.
+        unsafe { std::sync::atomic::AtomicU64::from_ptr(self.ptr.add(off).cast()) }
+            .load(std::sync::atomic::Ordering::Acquire)
+    }
+}

@@ -17,6 +17,11 @@ impl Ranges {
         Ranges::default()
     }
 
+    /// True if all of `from..to` is in the set.
+    pub fn covers(&self, from: u64, to: u64) -> bool {
+        self.iter().any(|(a, b)| a <= from && to <= b)
+    }
+
     /// True if nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -1,7 +1,11 @@
 //! A replica on disk: regions with their plain trees, directory ids, change journal, entry log, epochs.
 
 pub mod content;
+pub mod journal;
+pub mod live;
+pub mod log;
 pub mod exec;
 pub mod files;
 pub mod idtable;
 pub mod region;
+pub mod watch;

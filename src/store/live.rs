@@ -1,0 +1,202 @@
+//! The live page: what must survive kill -9 at every single operation, without a system call.
+//!
+//! ```text
+//! .kagami/live, 256 KiB, mapped shared:
+//!    0 magic "KGMLIVE\0"      8 version u64        16 clean u64 (1 = closed in order)
+//!   24 boot id (16 bytes)    40 last_seq u64      48 settled u64
+//!   56 applied_lsn u64       64 applied_seq u64   72 intent (len u32 | crc u32 as one u64; 0 = none)
+//! 4096 intent body: an encoded [`Intent`]
+//! ```
+//! After a power cut the page may be older than the tree: the boot id tells, and the replica is then `suspect`.
+
+use super::exec::Pre;
+use crate::base::{At, Error, Result, Seq, VolId};
+use crate::format::codec;
+use crate::format::op::Op;
+use crate::os::map::Page;
+use bincode::{Decode, Encode};
+use std::path::Path;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"KGMLIVE\0");
+const VERSION: u64 = 1;
+const BYTES: usize = 256 << 10;
+const BODY: usize = 4096;
+const O_MAGIC: usize = 0;
+const O_VERSION: usize = 8;
+const O_CLEAN: usize = 16;
+const O_BOOT: usize = 24;
+const O_LAST: usize = 40;
+const O_SETTLED: usize = 48;
+const O_APPLIED_LSN: usize = 56;
+const O_APPLIED_SEQ: usize = 64;
+const O_INTENT: usize = 72;
+
+/// An operation on names that is being executed.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Intent {
+    /// Its place in the order.
+    pub seq: Seq,
+    /// Volume.
+    pub vol: VolId,
+    /// At a receiver: where the log goes on after it; 0 at a primary.
+    pub next_lsn: u64,
+    /// The operation.
+    pub op: Op,
+    /// Identities before it.
+    pub pre: Pre,
+}
+
+/// How the replica was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Closed in order, or new.
+    Clean,
+    /// The process ended without closing; the page cache survived, so everything that was done is there.
+    Killed,
+    /// The machine went down: what was not synced may be lost.
+    PowerLoss,
+}
+
+/// The mapped page.
+pub struct Live {
+    page: Page,
+}
+
+impl Live {
+    /// Opens or creates the page, tells how it was left, and marks it in use.
+    pub fn open(path: &Path) -> Result<(Live, Left)> {
+        let what = path.display();
+        let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(&what)?;
+        let fresh = file.metadata().at(&what)?.len() < BYTES as u64;
+        if fresh {
+            file.set_len(BYTES as u64).at(&what)?;
+        }
+        let mut page = Page::map(&file, BYTES).at(&what)?;
+        let boot = boot_id();
+        let left = if page.load_u64(O_MAGIC) == 0 {
+            page.store_u64(O_VERSION, VERSION);
+            page.store_u64(O_MAGIC, MAGIC);
+            Left::Clean
+        } else if page.load_u64(O_MAGIC) != MAGIC {
+            return Err(Error::corrupt(format!("{what}: not a live page (wrong magic)")));
+        } else if page.load_u64(O_VERSION) != VERSION {
+            return Err(Error::corrupt(format!("{what}: version {}, this program reads {VERSION}", page.load_u64(O_VERSION))));
+        } else if page.load_u64(O_CLEAN) == 1 {
+            Left::Clean
+        } else if page.bytes()[O_BOOT..O_BOOT + 16] == boot {
+            Left::Killed
+        } else {
+            Left::PowerLoss
+        };
+        page.bytes_mut()[O_BOOT..O_BOOT + 16].copy_from_slice(&boot);
+        page.store_u64(O_CLEAN, 0);
+        file.sync_all().at(&what)?;
+        Ok((Live { page }, left))
+    }
+
+    /// Marks the page as closed in order. The caller has synced everything else before.
+    pub fn close(&self) {
+        self.page.store_u64(O_CLEAN, 1);
+    }
+
+    /// The last sequence number given out (primary) or received and applied.
+    pub fn last_seq(&self) -> Seq {
+        Seq(self.page.load_u64(O_LAST))
+    }
+    /// Sets it.
+    pub fn set_last_seq(&self, s: Seq) {
+        self.page.store_u64(O_LAST, s.0);
+    }
+    /// Everything up to here has finished changing the tree.
+    pub fn settled(&self) -> Seq {
+        Seq(self.page.load_u64(O_SETTLED))
+    }
+    /// Sets it.
+    pub fn set_settled(&self, s: Seq) {
+        self.page.store_u64(O_SETTLED, s.0);
+    }
+    /// Entry log position up to which the tree is complete.
+    pub fn applied_lsn(&self) -> u64 {
+        self.page.load_u64(O_APPLIED_LSN)
+    }
+    /// Sequence number of the last applied entry.
+    pub fn applied_seq(&self) -> Seq {
+        Seq(self.page.load_u64(O_APPLIED_SEQ))
+    }
+    /// Sets both; the sequence first, so that after a crash the log position never claims more than was done.
+    pub fn set_applied(&self, lsn: u64, seq: Seq) {
+        self.page.store_u64(O_APPLIED_SEQ, seq.0);
+        self.page.store_u64(O_APPLIED_LSN, lsn);
+    }
+
+    /// Writes down what is about to be executed.
+    pub fn set_intent(&mut self, i: &Intent) -> Result<()> {
+        let body = codec::encode(i)?;
+        let Some(room) = self.page.bytes_mut().get_mut(BODY..BODY + body.len()) else {
+            return Err(Error::os(libc::E2BIG));
+        };
+        room.copy_from_slice(&body);
+        self.page.store_u64(O_INTENT, (body.len() as u64) << 32 | crc32c::crc32c(&body) as u64);
+        Ok(())
+    }
+
+    /// The operation is done and recorded.
+    pub fn clear_intent(&self) {
+        self.page.store_u64(O_INTENT, 0);
+    }
+
+    /// The operation that was being executed when we were stopped.
+    pub fn intent(&self) -> Result<Option<Intent>> {
+        let w = self.page.load_u64(O_INTENT);
+        if w == 0 {
+            return Ok(None);
+        }
+        let body = self.page.bytes().get(BODY..BODY + (w >> 32) as usize).ok_or_else(|| Error::corrupt("live page: intent length"))?;
+        if crc32c::crc32c(body) != w as u32 {
+            return Err(Error::corrupt("live page: intent CRC mismatch"));
+        }
+        codec::decode(body).map(Some)
+    }
+}
+
+fn boot_id() -> [u8; 16] {
+    let s = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let hex: Vec<u8> = s.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let mut out = [0u8; 16];
+    for (o, h) in out.iter_mut().zip(hex.chunks_exact(2)) {
+        *o = std::str::from_utf8(h).ok().and_then(|h| u8::from_str_radix(h, 16).ok()).unwrap_or(0);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{DirId, Name, time::Time};
+
+    #[test]
+    fn page_survives_reopen_and_tells_how_it_was_left() {
+        let d = tempfile::tempdir().unwrap();
+        let p = d.path().join("live");
+        let i = Intent {
+            seq: Seq(7),
+            vol: VolId(0),
+            next_lsn: 0,
+            op: Op::Unlink { at: Name::new(DirId::ROOT, "x"), pmtime: Time::default() },
+            pre: Pre::default(),
+        };
+        {
+            let (mut l, left) = Live::open(&p).unwrap();
+            assert_eq!(left, Left::Clean);
+            l.set_last_seq(Seq(9));
+            l.set_intent(&i).unwrap();
+        }
+        let (l, left) = Live::open(&p).unwrap();
+        assert_eq!((left, l.last_seq(), l.intent().unwrap()), (Left::Killed, Seq(9), Some(i)));
+        l.clear_intent();
+        l.close();
+        drop(l);
+        let (l, left) = Live::open(&p).unwrap();
+        assert_eq!((left, l.intent().unwrap()), (Left::Clean, None));
+    }
+}

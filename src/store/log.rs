@@ -1,0 +1,312 @@
+//! The entry log: what a receiver has accepted, in order, before it touches its tree; also the spool of a lagging peer.
+//!
+//! ```text
+//! .kagami/queue/%016x.kl (position of its first frame): header "KGMQUEU\0" v1 | frame* (the bytes of the wire)
+//! ```
+//! A position (lsn) counts frame bytes since the log was made. Written with write(2): accepted entries survive kill -9.
+//! A torn tail is cut off at open; nothing in it was acknowledged.
+
+use crate::base::{At, Error, Result, limits};
+use crate::format::{file, frame};
+use crate::os::sys;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const MAGIC: &[u8; 8] = b"KGMQUEU\0";
+const VERSION: u32 = 1;
+const HEAD: u64 = file::HEADER_BYTES as u64;
+
+struct Segment {
+    file: Arc<File>,
+    path: PathBuf,
+    len: u64,
+    synced: u64,
+}
+
+struct Inner {
+    segments: BTreeMap<u64, Segment>,
+    end: u64,
+}
+
+/// A log of frames.
+pub struct EntryLog {
+    dir: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+impl EntryLog {
+    /// Opens the log in `dir`. `from` is a position up to which the frames are known to be good (they are not read).
+    pub fn open(dir: &Path, from: u64) -> Result<EntryLog> {
+        std::fs::create_dir_all(dir).at(dir.display())?;
+        let mut segments = BTreeMap::new();
+        for e in std::fs::read_dir(dir).at(dir.display())? {
+            let path = e.at(dir.display())?.path();
+            let Some(start) = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .and_then(|n| n.strip_suffix(".kl"))
+                .and_then(|n| u64::from_str_radix(n, 16).ok())
+            else {
+                continue;
+            };
+            let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).at(path.display())?;
+            let bytes = file.metadata().at(path.display())?.len();
+            if bytes < HEAD {
+                std::fs::remove_file(&path).at(path.display())?;
+                continue;
+            }
+            let mut h = [0u8; file::HEADER_BYTES];
+            sys::pread_full(&file, &mut h, 0)?;
+            file::check_header(&h, MAGIC, VERSION, &path.display().to_string())?;
+            segments.insert(start, Segment { file: Arc::new(file), path, len: bytes - HEAD, synced: 0 });
+        }
+        let mut log = EntryLog { dir: dir.to_owned(), inner: Mutex::new(Inner { segments, end: 0 }) };
+        log.find_end(from)?;
+        Ok(log)
+    }
+
+    /// Walks the frames from `from`; cuts off what is torn, and whatever lies behind a gap.
+    fn find_end(&mut self, from: u64) -> Result<()> {
+        let inner = self.inner.get_mut();
+        let starts: Vec<u64> = inner.segments.keys().copied().collect();
+        let Some(&first) = starts.first() else {
+            inner.end = from;
+            return Ok(());
+        };
+        let mut at = starts.iter().rfind(|s| **s <= from).copied().unwrap_or(first).max(first);
+        let mut pos = from.max(at);
+        let mut buf = Vec::new();
+        while let Some(seg) = inner.segments.get_mut(&at) {
+            while pos < at + seg.len {
+                match read_frame(&seg.file, pos - at, seg.len, &mut buf) {
+                    Ok(n) => pos += n,
+                    Err(e) => {
+                        log::warn!("{}: {} bytes cut off at {}: {e}", seg.path.display(), at + seg.len - pos, pos);
+                        seg.len = pos - at;
+                        seg.file.set_len(HEAD + seg.len).at(seg.path.display())?;
+                    }
+                }
+            }
+            let next = at + seg.len;
+            if next == at {
+                break;
+            }
+            at = next;
+        }
+        inner.end = pos;
+        let beyond: Vec<u64> = inner.segments.range(pos + 1..).map(|(k, _)| *k).collect();
+        for k in beyond {
+            if let Some(s) = inner.segments.remove(&k) {
+                std::fs::remove_file(&s.path).at(s.path.display())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the next frame will go.
+    pub fn end(&self) -> u64 {
+        self.inner.lock().end
+    }
+
+    /// Where the oldest kept frame is.
+    pub fn start(&self) -> u64 {
+        let g = self.inner.lock();
+        g.segments.keys().next().copied().unwrap_or(g.end)
+    }
+
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.inner.lock().segments.values().map(|s| s.len).sum()
+    }
+
+    /// Appends whole frames (already checked) and returns the new end. On error nothing was appended.
+    pub fn append(&self, frames: &[u8]) -> Result<u64> {
+        let mut g = self.inner.lock();
+        let end = g.end;
+        let full = g.segments.last_key_value().is_none_or(|(_, s)| s.len >= limits::LOG_SEGMENT_BYTES);
+        if full {
+            let path = self.dir.join(format!("{end:016x}.kl"));
+            let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).at(path.display())?;
+            let (n, r) = sys::pwrite_all(&file, &file::header(MAGIC, VERSION), 0);
+            if let Err(e) = r {
+                log::warn!("{}: header cut off after {n} bytes", path.display());
+                std::fs::remove_file(&path).at(path.display())?;
+                return Err(Error::from(e).context(path.display()));
+            }
+            g.segments.insert(end, Segment { file: Arc::new(file), path, len: 0, synced: 0 });
+        }
+        let Some(mut seg) = g.segments.last_entry() else { return Err(Error::failed("entry log: no segment")) };
+        let seg = seg.get_mut();
+        let (_, r) = sys::pwrite_all(&*seg.file, frames, HEAD + seg.len);
+        if let Err(e) = r {
+            seg.file.set_len(HEAD + seg.len).at(seg.path.display())?;
+            return Err(Error::from(e).context(seg.path.display()));
+        }
+        seg.len += frames.len() as u64;
+        g.end = end + frames.len() as u64;
+        Ok(g.end)
+    }
+
+    /// Reads the frame at `lsn` into `buf` and returns the position after it; `None` at the end.
+    pub fn read(&self, lsn: u64, buf: &mut Vec<u8>) -> Result<Option<u64>> {
+        let (file, off, len) = {
+            let g = self.inner.lock();
+            if lsn >= g.end {
+                return Ok(None);
+            }
+            let Some((start, seg)) = g.segments.range(..=lsn).next_back() else {
+                return Err(Error::failed(format!("entry log: position {lsn} is gone, it begins at {:?}", g.segments.keys().next())));
+            };
+            (seg.file.clone(), lsn - start, seg.len)
+        };
+        let n = read_frame(&file, off, len, buf)?;
+        Ok(Some(lsn + n))
+    }
+
+    /// Cuts everything from `lsn` on (an abandoned staged resync).
+    pub fn truncate(&self, lsn: u64) -> Result<()> {
+        let mut g = self.inner.lock();
+        let beyond: Vec<u64> = g.segments.range(lsn + 1..).map(|(k, _)| *k).collect();
+        for k in beyond {
+            if let Some(s) = g.segments.remove(&k) {
+                std::fs::remove_file(&s.path).at(s.path.display())?;
+            }
+        }
+        if let Some(mut e) = g.segments.last_entry() {
+            let start = *e.key();
+            let s = e.get_mut();
+            s.len = s.len.min(lsn - start);
+            s.synced = s.synced.min(s.len);
+            s.file.set_len(HEAD + s.len).at(s.path.display())?;
+        }
+        g.end = g.end.min(lsn);
+        Ok(())
+    }
+
+    /// Makes everything up to the present end durable and returns that end.
+    pub fn sync(&self) -> Result<u64> {
+        let (end, todo) = {
+            let g = self.inner.lock();
+            let t: Vec<_> =
+                g.segments.iter().filter(|(_, s)| s.synced < s.len).map(|(k, s)| (*k, s.file.clone(), s.len)).collect();
+            (g.end, t)
+        };
+        for (key, file, len) in todo {
+            file.sync_data().at("entry log")?;
+            if let Some(s) = self.inner.lock().segments.get_mut(&key) {
+                s.synced = s.synced.max(len);
+            }
+        }
+        Ok(end)
+    }
+
+    /// Forgets whole segments before `upto` (applied, and the tree synced).
+    pub fn retire(&self, upto: u64) -> Result<()> {
+        let mut g = self.inner.lock();
+        while g.segments.len() > 1 {
+            let Some((k, s)) = g.segments.first_key_value() else { break };
+            if k + s.len > upto {
+                break;
+            }
+            let k = *k;
+            if let Some(s) = g.segments.remove(&k) {
+                std::fs::remove_file(&s.path).at(s.path.display())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of segments.
+    pub fn segments(&self) -> usize {
+        self.inner.lock().segments.len()
+    }
+}
+
+/// Reads and checks one frame at `off` of a segment holding `len` bytes; returns its length.
+fn read_frame(file: &File, off: u64, len: u64, buf: &mut Vec<u8>) -> Result<u64> {
+    const H: usize = frame::HEADER_BYTES;
+    let left = len.saturating_sub(off);
+    let mut h = [0u8; H];
+    if left < H as u64 || sys::pread_full(file, &mut h, HEAD + off)? != H {
+        return Err(Error::corrupt("entry log: torn frame header"));
+    }
+    let head = frame::parse_header(&h)?;
+    let total = H as u64 + head.len as u64;
+    if total > left {
+        return Err(Error::corrupt("entry log: torn frame"));
+    }
+    buf.clear();
+    buf.resize(total as usize, 0);
+    if sys::pread_full(file, buf, HEAD + off)? as u64 != total {
+        return Err(Error::corrupt("entry log: short read"));
+    }
+    frame::check(buf)?;
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::frame::{FrameKind, build};
+
+    fn fr(i: u64) -> Vec<u8> {
+        build(FrameKind::Entry, &i.to_le_bytes(), &vec![7u8; (i % 50) as usize])
+    }
+
+    fn all(l: &EntryLog) -> Vec<Vec<u8>> {
+        let (mut at, mut buf, mut out) = (l.start(), Vec::new(), Vec::new());
+        while let Some(n) = l.read(at, &mut buf).unwrap() {
+            out.push(buf.clone());
+            at = n;
+        }
+        out
+    }
+
+    #[test]
+    fn every_cut_of_the_tail_leaves_exactly_the_whole_frames() {
+        let d = tempfile::tempdir().unwrap();
+        let l = EntryLog::open(d.path(), 0).unwrap();
+        let mut ends = vec![0];
+        for i in 0..5 {
+            ends.push(l.append(&fr(i)).unwrap());
+        }
+        drop(l);
+        let p = std::fs::read_dir(d.path()).unwrap().next().unwrap().unwrap().path();
+        let whole = std::fs::read(&p).unwrap();
+        for cut in HEAD as usize..whole.len() {
+            std::fs::write(&p, &whole[..cut]).unwrap();
+            let l = EntryLog::open(d.path(), 0).unwrap();
+            let n = ends.iter().filter(|e| **e + HEAD <= cut as u64).count() - 1;
+            assert_eq!(all(&l).len(), n, "cut at {cut}");
+            l.append(&fr(9)).unwrap();
+            assert_eq!(all(&l).len(), n + 1);
+            drop(l);
+            std::fs::remove_file(&p).ok();
+        }
+    }
+
+    #[test]
+    fn segments_truncate_and_retire() {
+        let d = tempfile::tempdir().unwrap();
+        let l = EntryLog::open(d.path(), 0).unwrap();
+        let big = build(FrameKind::Entry, b"", &vec![1u8; 4 << 20]);
+        let mut ends = vec![];
+        for _ in 0..40 {
+            ends.push(l.append(&big).unwrap());
+        }
+        assert!(l.segments() > 2);
+        l.truncate(ends[29]).unwrap();
+        assert_eq!((l.end(), all(&l).len()), (ends[29], 30));
+        l.append(&fr(1)).unwrap();
+        l.retire(ends[20]).unwrap();
+        assert!(l.start() > 0);
+        let n = all(&l).len();
+        let end = l.end();
+        drop(l);
+        let l = EntryLog::open(d.path(), ends[25]).unwrap();
+        assert_eq!((l.end(), all(&l).len()), (end, n));
+    }
+}

@@ -1,0 +1,140 @@
+//! What became of the names since a fixed point of the order, while a resync or first copy reads a tree in use.
+//!
+//! A copy takes the names as they were at the point (Q) and the contents as it finds them later; the entries after Q,
+//! which the target applies afterwards, bring both together. So the copy must know, for a name at Q, where that object
+//! is now, and for a listing read later, what it was at Q.
+
+use crate::base::{DirId, Name, VolId};
+use crate::pair::change::NsChange;
+use std::collections::HashMap;
+
+type Key = (VolId, Name);
+
+/// Follows names from a fixed point on. Fed inside the order with every change of names.
+#[derive(Default)]
+pub struct Watch {
+    /// Touched names: were they there at Q?
+    at_q: HashMap<Key, bool>,
+    /// Touched names by directory.
+    by_dir: HashMap<(VolId, DirId), Vec<Vec<u8>>>,
+    /// Present name → name at Q (`None`: not there at Q).
+    origin: HashMap<Key, Option<Name>>,
+    /// Name at Q → present names.
+    now: HashMap<Key, Vec<Name>>,
+}
+
+impl Watch {
+    /// Follows one change.
+    pub fn note(&mut self, vol: VolId, c: &NsChange) {
+        match c {
+            NsChange::Create { at } | NsChange::Mkdir { at, .. } => {
+                self.touch(vol, at, false);
+                self.set(vol, at, None);
+            }
+            NsChange::Unlink { at, .. } | NsChange::Rmdir { at, .. } => {
+                self.touch(vol, at, true);
+                self.leave(vol, at);
+            }
+            NsChange::Link { from, to, .. } => {
+                self.touch(vol, from, true);
+                self.touch(vol, to, false);
+                let o = self.origin_of(vol, from);
+                self.set(vol, to, o);
+            }
+            NsChange::Rename { from, to, over, exchange, .. } => {
+                self.touch(vol, from, true);
+                self.touch(vol, to, over.is_some());
+                let (a, b) = (self.leave(vol, from), self.leave(vol, to));
+                self.set(vol, to, a);
+                if *exchange {
+                    self.set(vol, from, b);
+                }
+            }
+        }
+    }
+
+    fn touch(&mut self, vol: VolId, n: &Name, there: bool) {
+        if let std::collections::hash_map::Entry::Vacant(e) = self.at_q.entry((vol, n.clone())) {
+            e.insert(there);
+            self.by_dir.entry((vol, n.dir)).or_default().push(n.name.clone());
+            if there {
+                self.origin.insert((vol, n.clone()), Some(n.clone()));
+                self.now.insert((vol, n.clone()), vec![n.clone()]);
+            }
+        }
+    }
+
+    fn origin_of(&self, vol: VolId, n: &Name) -> Option<Name> {
+        self.origin.get(&(vol, n.clone())).cloned().flatten()
+    }
+
+    /// The object at `n` goes from there; returns its name at Q.
+    fn leave(&mut self, vol: VolId, n: &Name) -> Option<Name> {
+        let o = self.origin.insert((vol, n.clone()), None).flatten()?;
+        if let Some(v) = self.now.get_mut(&(vol, o.clone())) {
+            v.retain(|x| x != n);
+        }
+        Some(o)
+    }
+
+    fn set(&mut self, vol: VolId, n: &Name, o: Option<Name>) {
+        if let Some(o) = &o {
+            self.now.entry((vol, o.clone())).or_default().push(n.clone());
+        }
+        self.origin.insert((vol, n.clone()), o);
+    }
+
+    /// Where the object that had this name at Q is now; `None` when it is gone.
+    pub fn locate(&self, vol: VolId, at_q: &Name) -> Option<Name> {
+        match self.now.get(&(vol, at_q.clone())) {
+            Some(v) => v.first().cloned(),
+            None => Some(at_q.clone()),
+        }
+    }
+
+    /// True when the name has not been touched since Q.
+    pub fn untouched(&self, vol: VolId, n: &Name) -> bool {
+        !self.at_q.contains_key(&(vol, n.clone()))
+    }
+
+    /// The names of a directory at Q, from a listing read after Q (read the listing first, then ask).
+    pub fn names_at_q(&self, vol: VolId, dir: DirId, listing: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        let Some(touched) = self.by_dir.get(&(vol, dir)) else { return listing };
+        let mut out: Vec<Vec<u8>> =
+            listing.into_iter().filter(|n| self.untouched(vol, &Name::new(dir, n.clone()))).collect();
+        out.extend(touched.iter().filter(|n| self.at_q.get(&(vol, Name::new(dir, (*n).clone()))) == Some(&true)).cloned());
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::change::What;
+
+    fn n(s: &str) -> Name {
+        Name::new(DirId::ROOT, s)
+    }
+    fn mv(a: &str, b: &str, over: bool, exchange: bool) -> NsChange {
+        NsChange::Rename { from: n(a), to: n(b), moved: What::File, over: over.then_some(What::File), exchange }
+    }
+
+    #[test]
+    fn follows_names_from_the_point_on() {
+        let v = VolId(0);
+        let mut w = Watch::default();
+        w.note(v, &mv("a", "b", true, false)); // b at Q is gone
+        w.note(v, &NsChange::Create { at: n("a") });
+        w.note(v, &mv("c", "b", true, true)); // object a is at c, object c at b
+        assert_eq!(w.locate(v, &n("a")), Some(n("c")));
+        assert_eq!(w.locate(v, &n("b")), None);
+        assert_eq!(w.locate(v, &n("c")), Some(n("b")));
+        assert_eq!(w.locate(v, &n("x")), Some(n("x")));
+        w.note(v, &NsChange::Link { from: n("c"), to: n("d"), lid: crate::base::LinkId(1) });
+        w.note(v, &NsChange::Unlink { at: n("c"), what: What::File });
+        assert_eq!(w.locate(v, &n("a")), Some(n("d")));
+        let mut names = w.names_at_q(v, DirId::ROOT, vec![b"a".to_vec(), b"b".to_vec(), b"d".to_vec(), b"x".to_vec()]);
+        names.sort();
+        assert_eq!(names, vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec(), b"x".to_vec()]);
+    }
+}
