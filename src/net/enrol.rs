@@ -136,7 +136,12 @@ pub fn enrol_serve(
         Ok(who)
     };
     let r = decide();
-    let reason = r.as_ref().err().map(|e| e.msg.clone()).unwrap_or_default();
+    let reason = match &r {
+        Ok(_) => String::new(),
+        Err(e) if matches!(e.kind, Kind::Refused | Kind::Config) => e.msg.clone(),
+        // File names and errnos of this host are nobody else's business.
+        Err(_) => "it failed at this side, see its log".to_string(),
+    };
     let reply = EnrolReply { version: VERSION, accepted: r.is_ok(), site: site.to_string(), reason };
     tx.send(&message(&reply)?).at("answering an enrolment")?;
     r.at(format!("enrolment of {}", peer.addr))

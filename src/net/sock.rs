@@ -132,8 +132,12 @@ impl Read for Until<'_> {
 
 impl io::Write for Until<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(buf)])
+    }
+    // TLS makes its last words (an alert) one of several slices and tries to write but once.
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.sock.set_write_timeout(self.left()?)?;
-        self.sock.send(&[IoSlice::new(buf)])
+        self.sock.send(slices)
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())

@@ -236,9 +236,10 @@ fn handshake_error(e: &std::io::Error, who: &str) -> Error {
         return Error::new(Kind::Timeout, format!("TLS handshake with {who}: not finished in time"));
     }
     match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol)) => {
-            Error::link(format!("{who} speaks another version of kagami's protocol"))
-        }
+        Some(
+            rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol)
+            | rustls::Error::NoApplicationProtocol,
+        ) => Error::link(format!("{who} speaks another version of kagami's protocol")),
         Some(rustls::Error::InvalidMessage(_)) => {
             Error::link(format!("{who} does not speak TLS: is this a kagami port?"))
         }
@@ -258,3 +259,7 @@ pub fn stream_error(e: &rustls::Error) -> Error {
 pub fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;
