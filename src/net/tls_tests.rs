@@ -154,3 +154,65 @@ fn a_client_must_show_a_certificate_and_hold_its_key() {
     let e = answer_to(client().with_client_cert_resolver(Thief::new(&b, &b)), &a).err().unwrap();
     assert!(e.msg.contains("does not name kagami's protocol"), "{e}");
 }
+
+/// A provider whose keys wear out after `records` records instead of 2^24.
+fn short_lived_keys(records: u64) -> Arc<CryptoProvider> {
+    let rustls::SupportedCipherSuite::Tls13(s) = ring::cipher_suite::TLS13_AES_128_GCM_SHA256 else { panic!() };
+    let c = &s.common;
+    let common = rustls::crypto::CipherSuiteCommon {
+        suite: c.suite,
+        hash_provider: c.hash_provider,
+        confidentiality_limit: records,
+    };
+    let suite = rustls::Tls13CipherSuite { common, hkdf_provider: s.hkdf_provider, aead_alg: s.aead_alg, quic: None };
+    let mut p = ring::default_provider();
+    p.cipher_suites = vec![rustls::SupportedCipherSuite::Tls13(Box::leak(Box::new(suite)))];
+    Arc::new(p)
+}
+
+#[test]
+fn a_link_outlives_its_keys_in_both_directions() {
+    use crate::format::frame::{self, FrameKind};
+    use crate::net::{FrameReader, FrameWriter};
+    const FRAMES: u32 = 300;
+    let (a, b) = (Arc::new(Identity::generate("a").unwrap()), Identity::generate("b").unwrap());
+    let l = Listener::bind(&"127.0.0.1:0".parse().unwrap(), &a).unwrap();
+    let Addr::Tcp(to) = l.addr().clone() else { panic!() };
+    let p = short_lived_keys(50);
+    let pinned = Pinned { signatures: Signatures(p.clone()), expected: a.key(), seen: Mutex::new(None) };
+    let mut c = ClientConfig::builder_with_provider(p)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(pinned))
+        .with_client_auth_cert(vec![b.cert()], b.private_key())
+        .unwrap();
+    c.alpn_protocols = vec![Purpose::Peer.alpn().to_vec()];
+    let exchange = |mut rx: FrameReader, mut tx: FrameWriter| {
+        thread::scope(|s| {
+            s.spawn(move || {
+                for i in 0..FRAMES {
+                    tx.send(&frame::build(FrameKind::Entry, &[], &vec![i as u8; 100_000])).unwrap();
+                }
+                tx
+            });
+            let mut buf = Vec::new();
+            for i in 0..FRAMES {
+                let h = rx.recv(&mut buf).unwrap();
+                assert!(frame::data_part(&buf, &h).iter().all(|x| *x == i as u8));
+            }
+            rx
+        });
+    };
+    thread::scope(|s| {
+        s.spawn(|| {
+            let sock = Sock::Tcp(TcpStream::connect(to).unwrap());
+            let conn = ClientConnection::new(Arc::new(c), ServerName::try_from("kagami").unwrap()).unwrap();
+            let done = finish(conn.into(), &sock, Instant::now() + SOON, "test").unwrap();
+            let (sock, tls) = (Arc::new(sock), Arc::new(Mutex::new(done.conn)));
+            exchange(FrameReader::new(sock.clone(), Some(tls.clone())), FrameWriter::new(sock, Some(tls)));
+        });
+        let (rx, tx) = l.accept().unwrap().handshake().unwrap().split();
+        exchange(rx, tx);
+    });
+}
