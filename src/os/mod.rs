@@ -3,4 +3,5 @@
 //! Names are single path components (checked by the callers' types); symlinks are never followed.
 
 pub mod map;
+pub mod sock;
 pub mod sys;
