@@ -1,5 +1,6 @@
 //! Pure decisions: pair states and their one transition table, epoch chains, the resync plan. No I/O, no clocks, no threads.
 
+pub mod chain;
 pub mod change;
 pub mod plan;
 mod plan_build;
