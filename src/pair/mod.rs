@@ -6,3 +6,4 @@ pub mod plan;
 mod plan_build;
 mod plan_sim;
 pub mod ranges;
+pub mod state;
