@@ -1,7 +1,9 @@
 //! Pure decisions: pair states and their one transition table, epoch chains, the resync plan. No I/O, no clocks, no threads.
 
+pub mod chain;
 pub mod change;
 pub mod plan;
 mod plan_build;
 mod plan_sim;
 pub mod ranges;
+pub mod state;

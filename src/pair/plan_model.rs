@@ -155,7 +155,7 @@ impl World {
             }
             3 => self.existing(a, is_file).map(|(n, _)| one(self.unlink(n))).unwrap_or_default(),
             4 => self.existing(a, is_dir).map(|(_, e)| self.remove_tree(e)).unwrap_or_default(),
-            5 | 6 | 7 => self.existing(c, |_| true).map(|(n, e)| self.rename(n, e, at)).unwrap_or_default(),
+            5..=7 => self.existing(c, |_| true).map(|(n, e)| self.rename(n, e, at)).unwrap_or_default(),
             8 => self.exchange(a, b),
             9 | 10 => match self.existing(a, is_file) {
                 Some((n, Ent::File(f))) => self.write(n, f, b % 6, c),
