@@ -116,6 +116,10 @@ pub struct TxnBegin {
     pub id: u64,
     /// The receiver's position before.
     pub from: Seq,
+    /// The point whose names the staged operations establish; entries after it follow inside the transaction.
+    pub base: Seq,
+    /// The receiver's position after the commit at the earliest (the last content was read then).
+    pub reach: Seq,
 }
 
 /// Commit record of a staged resync.

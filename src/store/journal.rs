@@ -128,7 +128,10 @@ impl Journal {
     pub fn names(&mut self, seq: Seq, vol: VolId, change: NsChange) -> Result<()> {
         let mut clear = |n: &Name| self.marked.remove(&(vol, Target::File(n.clone())));
         match &change {
-            NsChange::Create { at } | NsChange::Mkdir { at, .. } | NsChange::Unlink { at, .. } | NsChange::Rmdir { at, .. } => {
+            NsChange::Create { at }
+            | NsChange::Mkdir { at, .. }
+            | NsChange::Unlink { at, .. }
+            | NsChange::Rmdir { at, .. } => {
                 clear(at);
             }
             NsChange::Link { from, to, .. } | NsChange::Rename { from, to, .. } => {
@@ -168,7 +171,9 @@ impl Journal {
         let Some(cur) = self.intervals.last() else { return true };
         let empty = cur.bytes <= 64;
         let stretch = (n / INTERVALS_SOFT).max(1) as u32;
-        !empty && (cur.bytes > limits::JOURNAL_INTERVAL_BYTES || self.opened.elapsed() > limits::JOURNAL_INTERVAL * stretch)
+        !empty
+            && (cur.bytes > limits::JOURNAL_INTERVAL_BYTES
+                || self.opened.elapsed() > limits::JOURNAL_INTERVAL * stretch)
     }
 
     /// Closes the present interval and begins one after `last`. Keeps the journal within its limit by forgetting the
@@ -207,14 +212,27 @@ impl Journal {
     /// The records of all intervals that may hold something after `since`, in order. Error when the journal begins later.
     pub fn since(&self, since: Seq) -> Result<Vec<Rec>> {
         if self.begins_after() > since {
-            return Err(Error::failed(format!("the journal begins after {}, {} is older", self.begins_after().0, since.0)));
+            return Err(Error::failed(format!(
+                "the journal begins after {}, {} is older",
+                self.begins_after().0,
+                since.0
+            )));
         }
         let first = self.intervals.iter().rposition(|i| i.head.after <= since).unwrap_or(0);
-        let mut out = Vec::new();
+        let mut out: Vec<Rec> = Vec::new();
+        let mut last_names: Option<usize> = None;
         for i in &self.intervals[first..] {
             let bytes = std::fs::read(&i.path).at(i.path.display())?;
-            if let Some((_, recs)) = parse(&bytes, &i.path)? {
-                out.extend(recs);
+            let Some((_, recs)) = parse(&bytes, &i.path)? else { continue };
+            for r in recs {
+                if let Change::Ns(_) = r.change {
+                    // Killed between record and progress, an operation is recorded again at recovery.
+                    if last_names.and_then(|i| out.get(i)) == Some(&r) {
+                        continue;
+                    }
+                    last_names = Some(out.len());
+                }
+                out.push(r);
             }
         }
         Ok(out)

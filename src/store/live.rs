@@ -5,6 +5,7 @@
 //!    0 magic "KGMLIVE\0"      8 version u64        16 clean u64 (1 = closed in order)
 //!   24 boot id (16 bytes)    40 last_seq u64      48 settled u64
 //!   56 applied_lsn u64       64 applied_seq u64   72 intent (len u32 | crc u32 as one u64; 0 = none)
+//!   80 txn_from u64         88 txn_to u64 (0 = not inside a staged resync)
 //! 4096 intent body: an encoded [`Intent`]
 //! ```
 //! After a power cut the page may be older than the tree: the boot id tells, and the replica is then `suspect`.
@@ -30,6 +31,8 @@ const O_SETTLED: usize = 48;
 const O_APPLIED_LSN: usize = 56;
 const O_APPLIED_SEQ: usize = 64;
 const O_INTENT: usize = 72;
+const O_TXN_FROM: usize = 80;
+const O_TXN_TO: usize = 88;
 
 /// An operation on names that is being executed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -66,7 +69,8 @@ impl Live {
     /// Opens or creates the page, tells how it was left, and marks it in use.
     pub fn open(path: &Path) -> Result<(Live, Left)> {
         let what = path.display();
-        let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(&what)?;
+        let file =
+            std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(&what)?;
         let fresh = file.metadata().at(&what)?.len() < BYTES as u64;
         if fresh {
             file.set_len(BYTES as u64).at(&what)?;
@@ -80,7 +84,10 @@ impl Live {
         } else if page.load_u64(O_MAGIC) != MAGIC {
             return Err(Error::corrupt(format!("{what}: not a live page (wrong magic)")));
         } else if page.load_u64(O_VERSION) != VERSION {
-            return Err(Error::corrupt(format!("{what}: version {}, this program reads {VERSION}", page.load_u64(O_VERSION))));
+            return Err(Error::corrupt(format!(
+                "{what}: version {}, this program reads {VERSION}",
+                page.load_u64(O_VERSION)
+            )));
         } else if page.load_u64(O_CLEAN) == 1 {
             Left::Clean
         } else if page.bytes()[O_BOOT..O_BOOT + 16] == boot {
@@ -129,6 +136,18 @@ impl Live {
         self.page.store_u64(O_APPLIED_LSN, lsn);
     }
 
+    /// The staged resync that is being rolled forward: positions before and after.
+    pub fn txn(&self) -> Option<(Seq, Seq)> {
+        let to = self.page.load_u64(O_TXN_TO);
+        (to != 0).then(|| (Seq(self.page.load_u64(O_TXN_FROM)), Seq(to)))
+    }
+    /// Sets it.
+    pub fn set_txn(&self, t: Option<(Seq, Seq)>) {
+        let (from, to) = t.map_or((0, 0), |(a, b)| (a.0, b.0));
+        self.page.store_u64(O_TXN_FROM, from);
+        self.page.store_u64(O_TXN_TO, to);
+    }
+
     /// Writes down what is about to be executed.
     pub fn set_intent(&mut self, i: &Intent) -> Result<()> {
         let body = codec::encode(i)?;
@@ -151,7 +170,11 @@ impl Live {
         if w == 0 {
             return Ok(None);
         }
-        let body = self.page.bytes().get(BODY..BODY + (w >> 32) as usize).ok_or_else(|| Error::corrupt("live page: intent length"))?;
+        let body = self
+            .page
+            .bytes()
+            .get(BODY..BODY + (w >> 32) as usize)
+            .ok_or_else(|| Error::corrupt("live page: intent length"))?;
         if crc32c::crc32c(body) != w as u32 {
             return Err(Error::corrupt("live page: intent CRC mismatch"));
         }

@@ -129,7 +129,13 @@ impl EntryLog {
         let full = g.segments.last_key_value().is_none_or(|(_, s)| s.len >= limits::LOG_SEGMENT_BYTES);
         if full {
             let path = self.dir.join(format!("{end:016x}.kl"));
-            let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).at(path.display())?;
+            let file = std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)
+                .at(path.display())?;
             let (n, r) = sys::pwrite_all(&file, &file::header(MAGIC, VERSION), 0);
             if let Err(e) = r {
                 log::warn!("{}: header cut off after {n} bytes", path.display());
@@ -158,7 +164,10 @@ impl EntryLog {
                 return Ok(None);
             }
             let Some((start, seg)) = g.segments.range(..=lsn).next_back() else {
-                return Err(Error::failed(format!("entry log: position {lsn} is gone, it begins at {:?}", g.segments.keys().next())));
+                return Err(Error::failed(format!(
+                    "entry log: position {lsn} is gone, it begins at {:?}",
+                    g.segments.keys().next()
+                )));
             };
             (seg.file.clone(), lsn - start, seg.len)
         };

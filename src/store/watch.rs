@@ -102,7 +102,9 @@ impl Watch {
         let Some(touched) = self.by_dir.get(&(vol, dir)) else { return listing };
         let mut out: Vec<Vec<u8>> =
             listing.into_iter().filter(|n| self.untouched(vol, &Name::new(dir, n.clone()))).collect();
-        out.extend(touched.iter().filter(|n| self.at_q.get(&(vol, Name::new(dir, (*n).clone()))) == Some(&true)).cloned());
+        out.extend(
+            touched.iter().filter(|n| self.at_q.get(&(vol, Name::new(dir, (*n).clone()))) == Some(&true)).cloned(),
+        );
         out
     }
 }

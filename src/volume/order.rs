@@ -9,22 +9,9 @@ use crate::base::{Error, Result, Seq, VolId};
 use crate::format::op::{Op, Target};
 use crate::store::exec::{Acted, Pre, Side};
 use crate::store::region::Region;
+pub use crate::store::replica::Mark;
 use parking_lot::Mutex;
 use std::sync::Arc;
-
-/// What a change of content or attributes marks in the journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mark {
-    /// Bytes `from..to`; `to` = `u64::MAX`: to the end of the file, with the size.
-    Data {
-        /// First byte.
-        from: u64,
-        /// One past the last.
-        to: u64,
-    },
-    /// Attributes, times, extended attributes.
-    Attr,
-}
 
 /// A finished operation on names.
 pub struct Named {

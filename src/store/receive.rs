@@ -1,0 +1,463 @@
+//! The receiving side of a replica: frames are accepted into the entry log (that is what an acknowledgement promises),
+//! then applied to the tree one by one, in order. A staged resync is applied only once its commit record is in the log.
+//!
+//! ```text
+//! link ─▶ accept ─▶ entry log ─▶ (up to the last commit) ─▶ apply ─▶ tree, id table, journal, live page
+//! ```
+
+use super::exec::Side;
+use super::replica::{Mark, Replica};
+use crate::base::{At, Epoch, Error, Kind, Result, Seq, limits};
+use crate::format::codec;
+use crate::format::frame::{self, FrameKind, Header};
+use crate::format::msg::CopyState;
+use crate::format::op::{Entry, Op, Target, TxnBegin, TxnCommit};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A staged resync in the log: where it begins, positions before and after.
+#[derive(Clone, Copy, Debug)]
+struct Txn {
+    lsn: u64,
+    id: u64,
+    from: Seq,
+    /// Known with the commit record.
+    to: Option<Seq>,
+    /// Last entry received inside it.
+    cursor: Seq,
+}
+
+struct Inner {
+    received: Seq,
+    durable: Seq,
+    txns: VecDeque<Txn>,
+    fault: Option<Error>,
+    stopped: bool,
+    pending: Vec<Epoch>,
+}
+
+/// A replica that receives.
+pub struct Receiver {
+    /// The replica.
+    pub replica: Arc<Replica>,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+/// Log segments beyond which the tree is synced so that they can go, count.
+const SEGMENTS_KEPT: usize = 2;
+
+impl Receiver {
+    /// Over an open replica; reads what the log holds beyond the tree, and forgets a staged resync without its commit.
+    pub fn new(replica: Arc<Replica>) -> Result<Receiver> {
+        let (applied_lsn, applied_seq, in_txn) = {
+            let m = replica.order();
+            (m.live.applied_lsn(), m.live.last_seq().max(m.live.applied_seq()), m.live.txn())
+        };
+        let mut inner = Inner {
+            received: applied_seq,
+            durable: Seq(0),
+            txns: VecDeque::new(),
+            fault: None,
+            stopped: false,
+            pending: Vec::new(),
+        };
+        if let Some((from, to)) = in_txn {
+            inner.txns.push_back(Txn { lsn: applied_lsn, id: 0, from, to: Some(to), cursor: to });
+            inner.received = to;
+        }
+        let (mut at, mut buf) = (applied_lsn, Vec::new());
+        while let Some(next) = replica.log.read(at, &mut buf)? {
+            let head = frame::check(&buf)?;
+            inner.scan(&buf, &head, at)?;
+            at = next;
+        }
+        if let Some(t) = inner.open_txn() {
+            log::info!("group {}: a staged resync without its commit is forgotten", replica.group);
+            replica.log.truncate(t.lsn)?;
+            inner.txns.pop_back();
+        }
+        let r = Receiver { replica, inner: Mutex::new(inner), changed: Condvar::new() };
+        let pending = std::mem::take(&mut r.inner.lock().pending);
+        r.adopt_epochs(&pending)?;
+        Ok(r)
+    }
+
+    /// Everything up to here survives kill -9 of this node.
+    pub fn received(&self) -> Seq {
+        self.inner.lock().received
+    }
+
+    /// Everything up to here survives a power cut.
+    pub fn durable(&self) -> Seq {
+        self.inner.lock().durable
+    }
+
+    /// Everything up to here is in the tree.
+    pub fn applied(&self) -> Seq {
+        self.replica.order().live.last_seq()
+    }
+
+    /// What stopped the applying, if anything did.
+    pub fn fault(&self) -> Option<Error> {
+        self.inner.lock().fault.clone()
+    }
+
+    /// Accepts a batch of whole, checked frames: into the log, then counted as received. On error nothing of it counts.
+    pub fn accept(&self, batch: &[u8]) -> Result<Seq> {
+        let mut g = self.inner.lock();
+        if let Some(e) = &g.fault {
+            return Err(e.clone());
+        }
+        if g.stopped {
+            return Err(Error::link("the replica is being taken over"));
+        }
+        let before = (g.received, g.txns.clone());
+        let base = self.replica.log.end();
+        let mut at = 0;
+        let mut parse = || -> Result<()> {
+            while at < batch.len() {
+                let (h, rest) = (batch.get(at..at + frame::HEADER_BYTES), &batch[at..]);
+                let h = h.and_then(|h| h.first_chunk()).ok_or_else(|| Error::corrupt("batch: torn frame"))?;
+                let head = frame::parse_header(h)?;
+                let len = frame::HEADER_BYTES + head.len as usize;
+                let f = rest.get(..len).ok_or_else(|| Error::corrupt("batch: torn frame"))?;
+                g.scan(f, &head, base + at as u64)?;
+                at += len;
+            }
+            Ok(())
+        };
+        let r = parse().and_then(|()| self.replica.log.append(batch));
+        if let Err(e) = r {
+            (g.received, g.txns) = before;
+            g.pending.clear();
+            return Err(e);
+        }
+        let pending = std::mem::take(&mut g.pending);
+        let received = g.received;
+        drop(g);
+        self.adopt_epochs(&pending)?;
+        self.changed.notify_all();
+        Ok(received)
+    }
+
+    fn adopt_epochs(&self, epochs: &[Epoch]) -> Result<()> {
+        for e in epochs {
+            let mut m = self.replica.order();
+            let mut chain = self.replica.chain(&m);
+            chain.append(e.clone())?;
+            self.replica.save_state(&mut m, |s| s.chain = chain.epochs().to_vec())?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything received so far durable.
+    pub fn sync(&self) -> Result<Seq> {
+        let r = {
+            let g = self.inner.lock();
+            if g.open_txn().is_some() { None } else { Some(g.received) }
+        };
+        self.replica.log.sync()?;
+        let mut g = self.inner.lock();
+        if let Some(r) = r {
+            g.durable = g.durable.max(r);
+        }
+        Ok(g.durable)
+    }
+
+    /// Forgets a staged resync that was not committed (the link broke, or the source gave up).
+    pub fn abandon(&self) -> Result<()> {
+        let mut g = self.inner.lock();
+        if let Some(t) = g.open_txn() {
+            self.replica.log.truncate(t.lsn)?;
+            g.txns.pop_back();
+        }
+        Ok(())
+    }
+
+    /// Waits until everything received is applied. False when the time is up or applying has stopped.
+    pub fn drain(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let mut g = self.inner.lock();
+        while self.replica.order().live.applied_lsn() < g.limit(self.replica.log.end()) {
+            if g.fault.is_some() || g.stopped || Instant::now() > until {
+                return false;
+            }
+            self.changed.wait_for(&mut g, Duration::from_millis(50));
+        }
+        true
+    }
+
+    /// Stops accepting and applying, for good (takeover, shutdown).
+    pub fn stop(&self) {
+        self.inner.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Begins a first copy: the tree is no point of the order from now on; everything in the log is void.
+    pub fn begin_copy(&self) -> Result<()> {
+        let mut g = self.inner.lock();
+        let mut m = self.replica.order();
+        self.replica.save_state(&mut m, |s| {
+            s.copy = CopyState::Copying;
+            s.suspect = false;
+        })?;
+        self.replica.set_between(true)?;
+        m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
+        m.live.set_txn(None);
+        m.live.clear_intent();
+        g.txns.clear();
+        g.fault = None;
+        Ok(())
+    }
+
+    /// Ends a first copy: the tree has the names of `base`, and is a point of the order once entries up to `whole` are
+    /// applied.
+    pub fn end_copy(&self, base: Seq, whole: Seq, epochs: Vec<Epoch>, group_id: u64) -> Result<()> {
+        for r in &self.replica.regions {
+            r.forget_files();
+            r.syncfs()?;
+        }
+        self.replica.set_group_id(group_id)?;
+        let mut g = self.inner.lock();
+        let mut m = self.replica.order();
+        m.journal.reset(base)?;
+        m.live.set_last_seq(base);
+        m.live.set_settled(base);
+        m.live.set_applied(self.replica.log.end(), base);
+        self.replica.save_state(&mut m, |s| {
+            *s = super::replica::State { chain: epochs, copy: CopyState::Consistent, whole, suspect: false }
+        })?;
+        g.received = base;
+        drop(m);
+        drop(g);
+        if base >= whole {
+            self.replica.set_between(false)?;
+        }
+        Ok(())
+    }
+
+    /// Applies one frame if there is one that may be applied; waits up to `patience` for it. False when stopped.
+    pub fn step(&self, buf: &mut Vec<u8>, patience: Duration) -> bool {
+        {
+            let mut g = self.inner.lock();
+            let ready = |g: &Inner| self.replica.order().live.applied_lsn() < g.limit(self.replica.log.end());
+            if !g.stopped && (g.fault.is_some() || !ready(&g)) {
+                self.changed.wait_for(&mut g, patience);
+            }
+            if g.stopped {
+                return false;
+            }
+            if g.fault.is_some() || !ready(&g) {
+                return true;
+            }
+        }
+        if let Err(e) = self.apply_next(buf) {
+            if matches!(e.errno, libc::ENOSPC | libc::EDQUOT) && e.kind == Kind::Failed {
+                // Decided entries wait for room; nothing is lost (G8).
+                log::error!("group {}: applying waits for space: {e}", self.replica.group);
+                std::thread::sleep(Duration::from_millis(500));
+                return true;
+            }
+            self.diverged(e);
+        }
+        true
+    }
+
+    /// An accepted entry cannot be applied: the tree is not what it must be. A comparison with the peer repairs it.
+    fn diverged(&self, e: Error) {
+        log::error!("group {}: applying stopped: {e}", self.replica.group);
+        {
+            let mut m = self.replica.order();
+            if let Err(e) = self.replica.save_state(&mut m, |s| s.suspect = true) {
+                log::error!("group {}: {e}", self.replica.group);
+            }
+        }
+        let mut g = self.inner.lock();
+        g.fault = Some(e.context("the replica differs from what its log expects"));
+        drop(g);
+        self.changed.notify_all();
+    }
+
+    fn apply_next(&self, buf: &mut Vec<u8>) -> Result<()> {
+        let at = self.replica.order().live.applied_lsn();
+        let Some(next) = self.replica.log.read(at, buf)? else { return Ok(()) };
+        let head = frame::check(buf)?;
+        match head.kind {
+            FrameKind::Entry | FrameKind::Staged => self.apply_entry(buf, &head, next)?,
+            FrameKind::TxnBegin => self.begin_txn(at, next)?,
+            FrameKind::TxnCommit => self.commit_txn(codec::decode(frame::head_part(buf, &head))?, next)?,
+            FrameKind::Msg => return Err(Error::corrupt("a message in the entry log")),
+        }
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn begin_txn(&self, at: u64, next: u64) -> Result<()> {
+        let t = self.inner.lock().txns.front().copied().filter(|t| t.lsn == at);
+        let Some(Txn { from, to: Some(to), .. }) = t else {
+            return Err(Error::corrupt("entry log: unknown transaction"));
+        };
+        self.replica.set_between(true)?;
+        let mut m = self.replica.order();
+        m.journal.begin_jump(from, to)?;
+        m.live.set_txn(Some((from, to)));
+        let seq = m.live.applied_seq();
+        m.live.set_applied(next, seq);
+        Ok(())
+    }
+
+    fn commit_txn(&self, c: TxnCommit, next: u64) -> Result<()> {
+        {
+            let mut m = self.replica.order();
+            self.replica.save_state(&mut m, |s| {
+                s.chain = c.epochs.clone();
+                s.copy = CopyState::Consistent;
+                s.whole = Seq(0);
+                s.suspect = false;
+            })?;
+            m.live.set_last_seq(c.to);
+            m.live.set_settled(c.to);
+            m.live.set_txn(None);
+            m.live.set_applied(next, c.to);
+            m.journal.rotate(c.to)?;
+        }
+        self.inner.lock().txns.pop_front();
+        self.replica.set_between(false)
+    }
+
+    fn apply_entry(&self, buf: &[u8], head: &Header, next: u64) -> Result<()> {
+        let e = Entry::parse(buf, head)?;
+        let data = frame::data_part(buf, head);
+        let r = &self.replica;
+        let mut m = r.order();
+        let txn = m.live.txn();
+        let seq = if e.seq.0 == 0 { txn.map_or(Seq(0), |t| t.1) } else { e.seq };
+        let what = || format!("entry {} ({:?})", seq.0, e.op);
+        if e.op.is_namespace() {
+            let mut op = e.op.clone();
+            r.names(&mut m, (seq, e.vol, next), &mut op, Side::Receiver, &mut |_, _, _| {}).at(what())?;
+        } else if let Some((target, mark)) = mark_of(&e.op, data.len() as u64) {
+            r.mark(&mut m, seq, e.vol, &target, mark)?;
+            r.region(e.vol)?.apply_content(&e.op, data).at(what())?;
+        }
+        if txn.is_some() {
+            let s = m.live.applied_seq();
+            m.live.set_applied(next, s);
+        } else {
+            m.live.set_applied(next, seq);
+            m.live.set_last_seq(seq);
+            m.live.set_settled(seq);
+        }
+        m.live.clear_intent();
+        if txn.is_none() {
+            if m.journal.wants_rotation() {
+                m.journal.rotate(seq)?;
+            }
+            if m.state.whole == seq && seq.0 != 0 {
+                drop(m);
+                r.set_between(false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs the trees and drops log segments that are applied, when there are enough of them. Call now and then.
+    pub fn checkpoint(&self) -> Result<()> {
+        if self.replica.log.segments() <= SEGMENTS_KEPT {
+            return Ok(());
+        }
+        let (lsn, seq) = {
+            let m = self.replica.order();
+            (m.live.applied_lsn(), m.live.last_seq())
+        };
+        self.replica.sync_meta()?;
+        for r in &self.replica.regions {
+            r.syncfs()?;
+        }
+        self.replica.log.retire(lsn)?;
+        let mut g = self.inner.lock();
+        g.durable = g.durable.max(seq);
+        Ok(())
+    }
+
+    /// True when so much waits to be applied that the sender must be slowed down.
+    pub fn overloaded(&self) -> bool {
+        let applied = self.replica.order().live.applied_lsn();
+        self.inner.lock().open_txn().is_none()
+            && self.replica.log.end().saturating_sub(applied) > 4 * limits::LOG_SEGMENT_BYTES
+    }
+}
+
+impl Inner {
+    fn open_txn(&self) -> Option<Txn> {
+        self.txns.back().copied().filter(|t| t.to.is_none())
+    }
+
+    /// Up to where frames may be applied.
+    fn limit(&self, end: u64) -> u64 {
+        self.open_txn().map_or(end, |t| t.lsn)
+    }
+
+    /// Follows the sequence through one frame; refuses gaps and what does not belong where it is.
+    fn scan(&mut self, f: &[u8], head: &Header, lsn: u64) -> Result<()> {
+        let open = self.open_txn().is_some();
+        match head.kind {
+            FrameKind::Entry => {
+                let e = Entry::parse(f, head)?;
+                let rolled = self.txns.front().filter(|t| t.id == 0).is_some_and(|t| e.seq <= t.cursor);
+                let cursor = match self.txns.back_mut().filter(|_| open) {
+                    Some(t) => &mut t.cursor,
+                    None => &mut self.received,
+                };
+                // Entries of a transaction that was being rolled forward at a restart come with its own numbers.
+                if e.seq != cursor.next() && !rolled {
+                    return Err(Error::corrupt(format!("entry {} came after {}", e.seq.0, cursor.0)));
+                }
+                *cursor = (*cursor).max(e.seq);
+                if let (Op::EpochStart { epoch }, false) = (&e.op, open) {
+                    self.pending.push(epoch.clone());
+                }
+            }
+            FrameKind::Staged => {
+                let e = Entry::parse(f, head)?;
+                if e.seq.0 != 0 || (!open && self.txns.front().is_none_or(|t| t.id != 0)) {
+                    return Err(Error::corrupt("a staged operation outside of a transaction"));
+                }
+            }
+            FrameKind::TxnBegin => {
+                let b: TxnBegin = codec::decode(frame::head_part(f, head))?;
+                if open || b.from != self.received || b.id == 0 {
+                    return Err(Error::corrupt("transaction begins at the wrong place"));
+                }
+                self.txns.push_back(Txn { lsn, id: b.id, from: b.from, to: None, cursor: b.base });
+            }
+            FrameKind::TxnCommit => {
+                let c: TxnCommit = codec::decode(frame::head_part(f, head))?;
+                let rolled = self.txns.front().is_some_and(|t| t.id == 0);
+                match self.txns.back_mut() {
+                    Some(t) if open && t.id == c.id && t.cursor == c.to => t.to = Some(c.to),
+                    Some(_) if !open && rolled => {}
+                    _ => return Err(Error::corrupt("commit record without its transaction")),
+                }
+                self.received = c.to;
+            }
+            FrameKind::Msg => return Err(Error::corrupt("a message among entries")),
+        }
+        Ok(())
+    }
+}
+
+/// What an operation on content marks in the journal.
+fn mark_of(op: &Op, data_len: u64) -> Option<(Target, Mark)> {
+    let file = |n: &crate::base::Name| Target::File(n.clone());
+    Some(match op {
+        Op::Write { at, off, .. } => (file(at), Mark::Data { from: *off, to: off + data_len }),
+        Op::Truncate { at, size, .. } => (file(at), Mark::Data { from: *size, to: u64::MAX }),
+        Op::Fallocate { at, off, len, .. } => (file(at), Mark::Data { from: *off, to: off + len }),
+        Op::SetAttr { at, .. } | Op::SetXattr { at, .. } | Op::RemoveXattr { at, .. } => (at.clone(), Mark::Attr),
+        _ => return None,
+    })
+}

@@ -1,0 +1,379 @@
+//! A replica: one complete copy of a group at one place, made of a region for each volume and the group's metadata in
+//! the lead volume's region (one sequence per group needs one journal, one log, one chain).
+
+use super::exec::{Acted, Pre, Side};
+use super::journal::Journal;
+use super::live::{Intent, Left, Live};
+use super::log::EntryLog;
+use super::region::Region;
+use super::watch::Watch;
+use super::{files, region};
+use crate::base::{At, Epoch, Error, LinkId, Name, Result, Seq, VolId};
+use crate::format::msg::CopyState;
+use crate::format::op::{Op, Target};
+use crate::pair::chain::Chain;
+use crate::pair::change::{Change, NsChange, Rec, What};
+use crate::pair::plan::{self, Links};
+use bincode::{Decode, Encode};
+use parking_lot::{Mutex, MutexGuard};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+const MAGIC: &[u8; 8] = b"KGMSTAT\0";
+const VERSION: u32 = 1;
+
+/// What a replica persists about its place in the group's history.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct State {
+    /// Epochs, oldest first.
+    pub chain: Vec<Epoch>,
+    /// Whether it is at a point of the order.
+    pub copy: CopyState,
+    /// After a first copy: a point only once entries up to here are applied.
+    pub whole: Seq,
+    /// A power cut may have undone what was not synced; a comparison with a peer is due.
+    pub suspect: bool,
+}
+
+/// What operations change together; its lock is the group's order.
+pub struct Meta {
+    /// The live page.
+    pub live: Live,
+    /// The change journal.
+    pub journal: Journal,
+    /// Chain and copy state.
+    pub state: State,
+    watches: Vec<Weak<Mutex<Watch>>>,
+}
+
+/// Where a group's replica lies: the region directory of each volume, in order.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Group name.
+    pub group: String,
+    /// Volume name and region directory.
+    pub volumes: Vec<(String, PathBuf)>,
+    /// Limit of the change journal, bytes.
+    pub journal_bytes: u64,
+}
+
+/// What a change of content or attributes marks in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Bytes `from..to`; `to` = `u64::MAX`: to the end of the file, with the size.
+    Data {
+        /// First byte.
+        from: u64,
+        /// One past the last.
+        to: u64,
+    },
+    /// Attributes, times, extended attributes.
+    Attr,
+}
+
+/// An open replica.
+pub struct Replica {
+    /// Group name.
+    pub group: String,
+    /// One region per volume.
+    pub regions: Vec<Arc<Region>>,
+    /// What was received and must survive kill -9.
+    pub log: EntryLog,
+    /// How it was left the last time.
+    pub left: Left,
+    meta: Mutex<Meta>,
+    state_path: PathBuf,
+}
+
+impl Replica {
+    /// Makes the regions of a new replica (see [`Region::create`]).
+    pub fn create(place: &Place) -> Result<()> {
+        for (i, (name, path)) in place.volumes.iter().enumerate() {
+            Region::create(path, &place.group, name, VolId(i as u16))?;
+        }
+        Ok(())
+    }
+
+    /// Opens, locks and recovers a replica.
+    pub fn open(place: &Place) -> Result<Replica> {
+        let mut regions = Vec::new();
+        for (i, (name, path)) in place.volumes.iter().enumerate() {
+            regions.push(Arc::new(Region::open(path, &place.group, name, VolId(i as u16))?));
+        }
+        let lead = regions.first().ok_or_else(|| Error::config("a group needs a volume"))?.meta();
+        let (live, left) = Live::open(&lead.join("live"))?;
+        let state_path = lead.join("state");
+        let mut state = match files::load::<State>(&state_path, MAGIC, VERSION)? {
+            Some(s) => s,
+            None => State { chain: Vec::new(), copy: CopyState::Empty, whole: Seq(0), suspect: false },
+        };
+        if left == Left::PowerLoss && !state.suspect {
+            log::warn!(
+                "{}: the machine went down while this replica was open: comparing with a peer is due",
+                lead.display()
+            );
+            state.suspect = true;
+            files::save(&state_path, MAGIC, VERSION, &state)?;
+        }
+        let log = EntryLog::open(&lead.join("queue"), live.applied_lsn())?;
+        let mut journal = Journal::open(&lead.join("journal"), live.last_seq(), place.journal_bytes)?;
+        if let Some((from, to)) = live.txn() {
+            journal.begin_jump(from, to)?;
+        }
+        let meta = Meta { live, journal, state, watches: Vec::new() };
+        let r = Replica { group: place.group.clone(), regions, log, left, meta: Mutex::new(meta), state_path };
+        r.recover()?;
+        Ok(r)
+    }
+
+    /// Finishes or forgets the one operation on names that kill -9 may have interrupted.
+    fn recover(&self) -> Result<()> {
+        let mut m = self.order();
+        let Some(i) = m.live.intent()? else { return Ok(()) };
+        let region = self.region(i.vol)?;
+        let receiver = i.next_lsn != 0;
+        if (receiver && i.next_lsn <= m.live.applied_lsn())
+            || (!receiver && i.seq <= m.live.last_seq() && i.seq <= m.journal.last_ns())
+        {
+            m.live.clear_intent();
+            return Ok(());
+        }
+        let done = region.was_done(&i.op, &i.pre)?;
+        log::info!(
+            "group {}: entry {} was in progress when the node was stopped: {}",
+            self.group,
+            i.seq.0,
+            if done { "done" } else { "not done" }
+        );
+        if done {
+            let mut op = i.op.clone();
+            let side = if receiver { Side::Receiver } else { Side::Primary { inherit_acl: false, open_flags: 0 } };
+            region.act_attrs(&mut op, side)?;
+            let change = region.settle(&op, &i.pre)?;
+            m.journal.names(i.seq, i.vol, change)?;
+            if !receiver {
+                let last = m.live.last_seq().max(i.seq);
+                m.live.set_last_seq(last);
+            } else if m.live.txn().is_some() {
+                m.live.set_applied(i.next_lsn, m.live.applied_seq());
+            } else {
+                m.live.set_applied(i.next_lsn, i.seq);
+                m.live.set_last_seq(i.seq);
+            }
+        }
+        m.live.clear_intent();
+        Ok(())
+    }
+
+    /// The order: held while an operation gets its place.
+    pub fn order(&self) -> MutexGuard<'_, Meta> {
+        self.meta.lock()
+    }
+
+    /// The region of a volume.
+    pub fn region(&self, vol: VolId) -> Result<&Arc<Region>> {
+        self.regions
+            .get(vol.0 as usize)
+            .ok_or_else(|| Error::corrupt(format!("no volume {} in group {}", vol.0, self.group)))
+    }
+
+    /// Persists chain and copy state.
+    pub fn save_state(&self, m: &mut Meta, change: impl FnOnce(&mut State)) -> Result<()> {
+        let mut n = m.state.clone();
+        change(&mut n);
+        if n != m.state {
+            files::save(&self.state_path, MAGIC, VERSION, &n)?;
+            m.state = n;
+        }
+        Ok(())
+    }
+
+    /// The epoch chain.
+    pub fn chain(&self, m: &Meta) -> Chain {
+        Chain::from_epochs(m.state.chain.clone())
+    }
+
+    /// Executes an operation on names in the order: identities, intent, system call, tables, journal, watches.
+    /// `done` runs after the local call. On error nothing was changed.
+    pub fn names(
+        &self,
+        m: &mut Meta,
+        at: (Seq, VolId, u64),
+        op: &mut Op,
+        side: Side,
+        done: &mut dyn FnMut(&Op, &Pre, &Acted),
+    ) -> Result<Acted> {
+        let (seq, vol, next_lsn) = at;
+        let region = self.region(vol)?;
+        let pre = region.prepare(op)?;
+        m.live.set_intent(&Intent { seq, vol, next_lsn, op: op.clone(), pre })?;
+        let acted = match region.act(op, side) {
+            Ok(a) => a,
+            Err(e) => {
+                m.live.clear_intent();
+                return Err(e);
+            }
+        };
+        let change = region.settle(op, &pre)?;
+        self.note(m, vol, &change);
+        m.journal.names(seq, vol, change)?;
+        done(op, &pre, &acted);
+        if next_lsn == 0 {
+            m.live.set_last_seq(seq);
+            m.live.clear_intent();
+        }
+        Ok(acted)
+    }
+
+    fn note(&self, m: &mut Meta, vol: VolId, change: &NsChange) {
+        m.watches.retain(|w| match w.upgrade() {
+            Some(w) => {
+                w.lock().note(vol, change);
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Starts following names from now on; ends when the returned watch is dropped.
+    pub fn watch(&self, m: &mut Meta) -> Arc<Mutex<Watch>> {
+        let w = Arc::new(Mutex::new(Watch::default()));
+        m.watches.push(Arc::downgrade(&w));
+        w
+    }
+
+    /// Marks a change of content or attributes in the journal.
+    pub fn mark(&self, m: &mut Meta, seq: Seq, vol: VolId, at: &Target, mark: Mark) -> Result<()> {
+        let what = match at {
+            Target::Dir(d) => What::Dir(*d),
+            Target::File(n) => match self.region(vol)?.ids.read().link_of(n) {
+                Some(l) => What::Linked(l),
+                None => What::File,
+            },
+        };
+        match (mark, at) {
+            (Mark::Data { from, to }, Target::File(n)) => m.journal.data(seq, vol, n, what, from, to),
+            _ => m.journal.attr(seq, vol, at, what),
+        }
+    }
+
+    /// The journal's records after `since` and the link tables for them, both of one point (hold the order).
+    pub fn records(&self, m: &Meta, since: Seq) -> Result<(Vec<Rec>, Links)> {
+        let recs = m.journal.since(since)?;
+        let links = self.links_of(plan::link_ids(&recs));
+        Ok((recs, links))
+    }
+
+    /// The names this replica has of the given link ids.
+    pub fn links_of(&self, ids: impl IntoIterator<Item = (VolId, LinkId)>) -> Links {
+        let mut links = Links::new();
+        for (vol, lid) in ids {
+            if let Ok(r) = self.region(vol) {
+                let names = r.ids.read().names_of(lid).to_vec();
+                if !names.is_empty() {
+                    links.insert((vol, lid), names);
+                }
+            }
+        }
+        links
+    }
+
+    /// True when the trees are at one point of the order.
+    pub fn consistent(m: &Meta) -> bool {
+        m.state.copy == CopyState::Consistent && !m.state.suspect && m.live.last_seq() >= m.state.whole
+    }
+
+    /// Puts up or takes down the marker beside `tree/` that says "between two points" (G2).
+    pub fn set_between(&self, between: bool) -> Result<()> {
+        for r in &self.regions {
+            let p = r.path.join("IN-TRANSITION");
+            if between {
+                std::fs::write(&p, "This replica is between two points of the order; start its node to finish. Do not use tree/ as it is.\n")
+                    .at(p.display())?;
+            } else if let Err(e) = std::fs::remove_file(&p)
+                && e.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(Error::from(e).context(p.display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes journal and id tables durable (before or with an fsync of data).
+    pub fn sync_meta(&self) -> Result<()> {
+        let mut todo = Vec::new();
+        {
+            let mut m = self.order();
+            todo.extend(m.journal.take_dirty()?);
+        }
+        for r in &self.regions {
+            todo.extend(r.ids.write().take_dirty()?);
+        }
+        for f in todo {
+            f.sync_data().at("metadata")?;
+        }
+        Ok(())
+    }
+
+    /// Closes in order: everything durable, then the clean mark.
+    pub fn close(&self) -> Result<()> {
+        self.log.sync()?;
+        self.sync_meta()?;
+        for r in &self.regions {
+            r.syncfs()?;
+        }
+        self.order().live.close();
+        Ok(())
+    }
+
+    /// Region directory of the lead volume.
+    pub fn lead(&self) -> &Path {
+        self.regions.first().map_or(Path::new(""), |r| &r.path)
+    }
+
+    /// Group ids recorded in the regions; all the same.
+    pub fn group_id(&self) -> u64 {
+        self.regions.first().map_or(0, |r| r.identity().group_id)
+    }
+
+    /// Records the group's id in every region.
+    pub fn set_group_id(&self, id: u64) -> Result<()> {
+        self.regions.iter().try_for_each(|r| r.set_group_id(id))
+    }
+
+    /// What the regions say about themselves.
+    pub fn identities(&self) -> Vec<region::Identity> {
+        self.regions.iter().map(|r| r.identity()).collect()
+    }
+
+    /// For people: what changed after `since`, one line each, at most `limit`.
+    pub fn describe(&self, m: &Meta, since: Seq, limit: usize) -> Result<Vec<String>> {
+        let path = |vol: VolId, n: &Name| self.region(vol).map_or_else(|_| format!("{n:?}"), |r| r.path_of(n));
+        Ok(m.journal
+            .since(since)?
+            .iter()
+            .take(limit)
+            .map(|r| {
+                let what = match &r.change {
+                    Change::Data { at, from, to: u64::MAX, .. } => {
+                        format!("content {} from {from} on", path(r.vol, at))
+                    }
+                    Change::Data { at, from, to, .. } => format!("content {} {from}..{to}", path(r.vol, at)),
+                    Change::Attr { at: Target::File(n), .. } => format!("attributes {}", path(r.vol, n)),
+                    Change::Attr { at: Target::Dir(d), .. } => format!("attributes of directory {:x}", d.0),
+                    Change::Ns(NsChange::Create { at }) => format!("create {}", path(r.vol, at)),
+                    Change::Ns(NsChange::Mkdir { at, .. }) => format!("mkdir {}", path(r.vol, at)),
+                    Change::Ns(NsChange::Link { from, to, .. }) => {
+                        format!("link {} {}", path(r.vol, from), path(r.vol, to))
+                    }
+                    Change::Ns(NsChange::Unlink { at, .. }) => format!("unlink {}", path(r.vol, at)),
+                    Change::Ns(NsChange::Rmdir { at, .. }) => format!("rmdir {}", path(r.vol, at)),
+                    Change::Ns(NsChange::Rename { from, to, .. }) => {
+                        format!("rename {} {}", path(r.vol, from), path(r.vol, to))
+                    }
+                };
+                format!("{} vol{} {what}", r.seq.0, r.vol.0)
+            })
+            .collect())
+    }
+}
