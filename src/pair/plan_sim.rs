@@ -57,6 +57,7 @@ impl Sim {
     pub fn replay(vol: VolId, recs: &[Rec], common: Seq, links: &Links) -> Result<Sim> {
         let mut sim = Sim::default();
         for rec in recs.iter().filter(|r| r.vol == vol) {
+            check_names(&rec.change).map_err(|e| e.context(format!("entry {}", rec.seq.0)))?;
             match &rec.change {
                 Change::Ns(ns) => {
                     if rec.seq > common {
@@ -76,7 +77,10 @@ impl Sim {
             .map_err(|e: Error| e.context(format!("entry {}", rec.seq.0)))?;
         }
         for ((_, lid), names) in links.range((vol, LinkId(0))..=(vol, LinkId(u64::MAX))) {
-            names.iter().for_each(|n| sim.has_link(n, *lid));
+            for n in names {
+                check_name(n)?;
+                sim.has_link(n, *lid);
+            }
         }
         sim.cross();
         Ok(sim)
@@ -276,4 +280,22 @@ impl Sim {
             }
         }
     }
+}
+
+/// The records may come from a peer: no name in them may reach outside a directory, no directory take a reserved id (G10).
+fn check_names(change: &Change) -> Result<()> {
+    match change {
+        Change::Data { at, .. } | Change::Attr { at: Target::File(at), .. } => check_name(at),
+        Change::Attr { at: Target::Dir(_), .. } => Ok(()),
+        Change::Ns(ns) => {
+            if matches!(ns, NsChange::Mkdir { id, .. } if id.0 < DirId::FIRST_FREE) {
+                return Err(Error::corrupt("journal: reserved directory id"));
+            }
+            ns.names().into_iter().flatten().try_for_each(check_name)
+        }
+    }
+}
+
+fn check_name(n: &Name) -> Result<()> {
+    if n.is_valid() { Ok(()) } else { Err(Error::corrupt("journal: a name that is not one path component")) }
 }

@@ -3,6 +3,9 @@
 #[path = "plan_model.rs"]
 mod model;
 
+#[path = "plan_cases.rs"]
+mod cases;
+
 use super::*;
 use model::{Act, Ent, File, Journal, World, execute};
 use proptest::prelude::*;
@@ -15,6 +18,7 @@ struct Pair {
     sj: Journal,
     tj: Journal,
     common: Seq,
+    s_head: Seq,
     t_head: Seq,
 }
 
@@ -35,7 +39,7 @@ impl Pair {
                 _ => run(&mut w, &mut [&mut sj, &mut tj], &mut seq, *a),
             }
         }
-        let mut p = Pair { at_common: w.clone(), s: w.clone(), t: w, sj, tj, common: seq, t_head: seq };
+        let mut p = Pair { at_common: w.clone(), s: w.clone(), t: w, sj, tj, common: seq, s_head: seq, t_head: seq };
         // Ids are unique in a group: the sites never give the same one.
         p.t.next += 1_000_000;
         p.t.clock += 1_000_000;
@@ -49,10 +53,9 @@ impl Pair {
     }
 
     fn source(&mut self, a: Act) {
-        let mut seq = Seq(self.sj.recs.last().map_or(self.common, |r| r.seq).0.max(self.common.0));
         match a.0 % 16 {
             CUT | 15 => self.sj.cut(false),
-            _ => run(&mut self.s, &mut [&mut self.sj], &mut seq, a),
+            _ => run(&mut self.s, &mut [&mut self.sj], &mut self.s_head, a),
         }
     }
 
@@ -160,7 +163,7 @@ fn acts(max: usize) -> impl Strategy<Value = Vec<Act>> {
     prop::collection::vec((0u8..16, any::<u8>(), any::<u8>(), any::<u8>()), 0..max)
 }
 
-/// 2,000 cases unless `PROPTEST_CASES` says otherwise.
+/// 2,000 cases in all unless `PROPTEST_CASES` says otherwise.
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(1_000);
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
