@@ -50,7 +50,7 @@ fn write(w: &mut World, at: Name, pos: u8) -> Made {
 
 /// Both sides with directories 100 = `d`, 101 = `d/e`, and files `a`, `b`, `c`, `d/x`, `d/e/y`; then the changes.
 fn case(source: impl FnOnce(&mut dyn FnMut(Op)), target: impl FnOnce(&mut dyn FnMut(Op))) -> Plan {
-    let mut p = Pair::new(&[], &[], &[], &[]);
+    let mut p = Pair::new(&[], &[], &[], &[], 0);
     let (d, e) = (DirId(100), DirId(101));
     let mut w = World::new();
     mkdir(&mut w, n(R, "d"), 100);

@@ -115,6 +115,16 @@ impl World {
         self.names.remove(at).unwrap_or_else(|| panic!("nothing at {at:?}"))
     }
 
+    /// Gives other link ids to the files whose bit is set; a file with one name may lose its id or get one.
+    pub fn relabel(&mut self, bits: u64) {
+        for (f, file) in &mut self.files {
+            if bits >> (f % 64) & 1 == 1 {
+                let single = self.names.values().filter(|e| **e == Ent::File(*f)).count() == 1;
+                file.lid = if single && file.lid.is_some() { None } else { Some(LinkId(5_000_000 + f)) };
+            }
+        }
+    }
+
     pub fn add_file(&mut self, at: &Name) -> u64 {
         let (f, attr) = (self.fresh(), self.tick());
         self.files.insert(f, File { bytes: vec![], attr, lid: None });
@@ -387,7 +397,7 @@ pub fn execute(plan: &Plan, s: &World, t: &mut World) -> Vec<(u64, File)> {
             Step::LinkMore { from, to, lid, .. } => {
                 let Ent::File(f) = t.names[from] else { panic!("link to a directory") };
                 assert_ne!(lid.0, 0);
-                t.files.get_mut(&f).unwrap().lid = Some(*lid);
+                t.files.get_mut(&f).unwrap().lid.get_or_insert(*lid);
                 t.add(to, Ent::File(f));
             }
             Step::Discard { parked, what, keep, .. } => {
