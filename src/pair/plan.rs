@@ -28,7 +28,7 @@ use super::change::{Change, NsChange, Rec, What};
 use super::plan_build;
 use super::plan_sim::Sim;
 use super::ranges::Ranges;
-use crate::base::{DirId, LinkId, Name, Result, Seq, VolId};
+use crate::base::{DirId, Error, LinkId, Name, Result, Seq, VolId};
 use bincode::{Decode, Encode};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -137,6 +137,30 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Checks a plan that a peer made: names are single components, what is parked lies in staging and nothing else does,
+    /// ids are not reserved, ranges are sorted. Errors are [`crate::base::Kind::Corrupt`] (G10).
+    pub fn validate(&self) -> Result<()> {
+        let good = |n: &Name| n.is_valid() && !n.dir.is_internal();
+        let inside = |n: &Name| n.is_valid() && n.dir == DirId::STAGING;
+        let steps = self.ns.iter().all(|s| match s {
+            Step::Park { from, parked, .. } => good(from) && inside(parked),
+            Step::DropName { at, .. } => good(at),
+            Step::MakeDir { id, parked, .. } => id.0 >= DirId::FIRST_FREE && inside(parked),
+            Step::MakeFile { source, parked, .. } => good(source) && inside(parked),
+            Step::Place { parked, to, .. } => inside(parked) && good(to),
+            Step::LinkMore { from, to, .. } => good(from) && good(to),
+            Step::Discard { parked, .. } => inside(parked),
+        });
+        let content = self.content.iter().all(|c| {
+            let ranges = if let Extent::Ranges(r) = &c.extent { r.validate().is_ok() } else { true };
+            good(&c.source) && good(&c.target_after) && c.target_now.as_ref().is_none_or(good) && ranges
+        });
+        if steps && content && !self.dirs.iter().any(|(_, d)| d.is_internal()) {
+            return Ok(());
+        }
+        Err(Error::corrupt("resync plan: a name, id or range that cannot be"))
+    }
+
     /// True if there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.ns.is_empty() && self.content.is_empty() && self.dirs.is_empty()

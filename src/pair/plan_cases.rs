@@ -6,6 +6,7 @@ use super::model::{Ent, VOL, World};
 use crate::base::{DirId, Kind, LinkId, Name, Seq, VolId};
 use crate::format::op::Target;
 use crate::pair::change::{Change, NsChange, Rec, What};
+use proptest::prelude::*;
 
 const R: DirId = DirId::ROOT;
 
@@ -335,6 +336,69 @@ fn a_journal_that_cannot_be_true_is_refused() {
     for (source, target) in bad {
         for (s, t) in [(&source, &target), (&target, &source)] {
             assert_eq!(planned(s, t).unwrap_err().kind, Kind::Corrupt, "{s:?} {t:?}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_that_reaches_outside_is_refused() {
+    let good = n(R, "a");
+    let bad = [n(R, ".."), n(R, "a/b"), n(R, ""), n(DirId::LOST, "a"), n(DirId::STAGING, "a")];
+    for b in bad {
+        let (vol, lid) = (VOL, LinkId(1));
+        let parked = n(DirId::STAGING, "r0.1");
+        for step in [
+            Step::Park { vol, from: b.clone(), parked: parked.clone() },
+            Step::Park { vol, from: good.clone(), parked: good.clone() },
+            Step::DropName { vol, at: b.clone() },
+            Step::MakeDir { vol, id: DirId(3), parked: parked.clone() },
+            Step::MakeFile { vol, source: b.clone(), parked: parked.clone() },
+            Step::Place { vol, parked: parked.clone(), to: b.clone() },
+            Step::LinkMore { vol, from: good.clone(), to: b.clone(), lid },
+            Step::Discard { vol, parked: good.clone(), what: What::File, keep: false },
+        ] {
+            assert!(Plan { ns: vec![step], ..Plan::default() }.validate().is_err());
+        }
+    }
+    assert!(Plan { dirs: vec![(VOL, DirId::LOST)], ..Plan::default() }.validate().is_err());
+}
+
+fn any_what() -> impl Strategy<Value = What> {
+    prop_oneof![
+        Just(What::File),
+        (16u64..19).prop_map(|d| What::Dir(DirId(d))),
+        (1u64..3).prop_map(|l| What::Linked(LinkId(l)))
+    ]
+}
+
+fn any_rec() -> impl Strategy<Value = Rec> {
+    let name = || ((0u64..19), 0usize..3).prop_map(|(d, i)| n(DirId(d), ["a", "b", "c"][i]));
+    let ns = prop_oneof![
+        name().prop_map(|at| NsChange::Create { at }),
+        (name(), 16u64..19).prop_map(|(at, d)| NsChange::Mkdir { at, id: DirId(d) }),
+        (name(), name(), 1u64..3).prop_map(|(from, to, l)| NsChange::Link { from, to, lid: LinkId(l) }),
+        (name(), any_what()).prop_map(|(at, what)| NsChange::Unlink { at, what }),
+        (name(), 16u64..19).prop_map(|(at, d)| NsChange::Rmdir { at, id: DirId(d) }),
+        (name(), name(), any_what(), prop::option::of(any_what()), any::<bool>())
+            .prop_map(|(from, to, moved, over, exchange)| NsChange::Rename { from, to, moved, over, exchange }),
+    ];
+    let change = prop_oneof![
+        3 => ns.prop_map(Change::Ns),
+        1 => (name(), any_what(), 0u64..9, 0u64..9).prop_map(|(at, what, from, to)| Change::Data { at, what, from, to }),
+        1 => (name(), any_what()).prop_map(|(at, what)| Change::Attr { at: Target::File(at), what }),
+    ];
+    (8u64..14, change).prop_map(|(seq, change)| rec(seq, 0, change))
+}
+
+proptest! {
+    /// A peer's nonsense gives an error or a plan that passes the check, never a panic (G10).
+    #[test]
+    fn nonsense_never_panics(s in prop::collection::vec(any_rec(), 0..6), t in prop::collection::vec(any_rec(), 0..6)) {
+        let links: Links = [((VOL, LinkId(1)), vec![n(R, "a"), n(DirId(17), "b")])].into();
+        let (common, target_head) = (Seq(10), Seq(12));
+        let input = Input { source: &s, target: &t, common, target_head, source_links: &links, target_links: &links };
+        if let Ok(p) = plan(&input) {
+            p.validate().unwrap();
         }
     }
 }

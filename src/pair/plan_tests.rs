@@ -96,6 +96,7 @@ impl Pair {
     /// Plans, executes and checks everything that a plan promises.
     fn check(&self) -> Plan {
         let plan = self.plan();
+        plan.validate().unwrap();
         let mut t = self.t.clone();
         let kept = execute(&plan, &self.s, &mut t);
         assert_eq!(self.s.picture(), t.picture(), "not identical after the resync (G5)\n{plan:#?}");
