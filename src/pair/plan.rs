@@ -42,11 +42,14 @@ pub struct Input<'a> {
     pub source: &'a [Rec],
     /// The other side's, likewise; the two may start at different places.
     pub target: &'a [Rec],
-    /// P: the last position at which both trees were identical.
+    /// P: a position at which both trees were identical; the last one for which both journals can tell. It is `agreed`,
+    /// unless one side passed over that in one step (a resync), with no point in between.
     pub common: Seq,
-    /// The last position on the target. If it is `common` the target made nothing of its own and nothing of it can be lost.
+    /// The last position on both chains: what the target made after it is its own and must not be lost (G6).
+    pub agreed: Seq,
+    /// The last position on the target. If it is `agreed` the target made nothing of its own.
     pub target_head: Seq,
-    /// The source's names of every id in [`link_ids`] of both journals; an id without names is absent.
+    /// The source's names of every id in [`link_ids`] of its records; an id without names is absent. More does no harm.
     pub source_links: &'a Links,
     /// The target's, likewise.
     pub target_links: &'a Links,
@@ -167,8 +170,8 @@ impl Plan {
     }
 }
 
-/// Every link id the records mention: both sides' names of them are needed for a plan, because a journal does not tell
-/// whether a file whose one name was removed has others.
+/// Every link id the records mention. The names that the same side has of them are needed for a plan, because a journal
+/// does not tell whether a file whose one name was removed has others.
 pub fn link_ids(recs: &[Rec]) -> BTreeSet<(VolId, LinkId)> {
     let mut out = BTreeSet::new();
     for r in recs {
@@ -197,11 +200,11 @@ pub fn plan(input: &Input) -> Result<Plan> {
     let vols: BTreeSet<VolId> = input.source.iter().chain(input.target).map(|r| r.vol).collect();
     let mut out = Plan::default();
     for vol in vols {
-        let source = Sim::replay(vol, input.source, input.common, input.source_links)
+        let source = Sim::replay(vol, input.source, input.common, input.agreed, input.source_links)
             .map_err(|e| e.context(format!("source's journal, volume {}", vol.0)))?;
-        let target = Sim::replay(vol, input.target, input.common, input.target_links)
+        let target = Sim::replay(vol, input.target, input.common, input.agreed, input.target_links)
             .map_err(|e| e.context(format!("target's journal, volume {}", vol.0)))?;
-        let diverged = input.target_head > input.common || input.target.iter().any(|r| r.seq > input.common);
+        let diverged = input.target_head > input.agreed || input.target.iter().any(|r| r.seq > input.agreed);
         plan_build::build(vol, &source, &target, diverged, &mut out)?;
     }
     Ok(out)

@@ -149,7 +149,7 @@ fn collect(source: &Sim, target: &Sim, m: &Matched, diverged: bool) -> Result<BT
         c.lid = o.lids.last().copied().or(c.lid);
         c.ranges.union(&o.ranges);
         c.attrs |= o.attrs;
-        c.target_changed |= diverged && (o.born || o.marked());
+        c.target_changed |= diverged && (o.own || o.marked());
     }
     for (ix, o) in source.objs.iter().enumerate() {
         let c = classes.entry(m.source(ix)).or_default();

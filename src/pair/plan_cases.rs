@@ -267,8 +267,8 @@ fn data(seq: u64, name: &str, what: What) -> Rec {
 
 fn planned(source: &[Rec], target: &[Rec]) -> crate::base::Result<Plan> {
     let links = Links::new();
-    let (common, target_head) = (Seq(10), Seq(10));
-    plan(&Input { source, target, common, target_head, source_links: &links, target_links: &links })
+    let (common, agreed, target_head) = (Seq(10), Seq(10), Seq(10));
+    plan(&Input { source, target, common, agreed, target_head, source_links: &links, target_links: &links })
 }
 
 #[test]
@@ -287,8 +287,9 @@ fn a_mark_by_a_name_that_is_gone_reaches_the_other_links() {
     let source = [ns(11, NsChange::Unlink { at: n(R, "a"), what }), data(12, "a", what)];
     let links: Links = [((VOL, LinkId(77)), vec![n(R, "b")])].into();
     let both: Links = [((VOL, LinkId(77)), vec![n(R, "a"), n(R, "b")])].into();
-    let (common, target_head) = (Seq(10), Seq(10));
-    let input = Input { source: &source, target: &[], common, target_head, source_links: &links, target_links: &both };
+    let (common, agreed, target_head) = (Seq(10), Seq(10), Seq(10));
+    let input =
+        Input { source: &source, target: &[], common, agreed, target_head, source_links: &links, target_links: &both };
     let p = plan(&input).unwrap();
     assert_eq!(p.ns, [Step::DropName { vol: VOL, at: n(R, "a") }]);
     assert_eq!((p.content.len(), &p.content[0].source), (1, &n(R, "b")));
@@ -363,6 +364,24 @@ fn a_plan_that_reaches_outside_is_refused() {
     assert!(Plan { dirs: vec![(VOL, DirId::LOST)], ..Plan::default() }.validate().is_err());
 }
 
+#[test]
+fn what_a_resync_did_at_the_source_is_planned_like_anything_else() {
+    let (st, lost) = (|name| n(DirId::STAGING, name), |name| n(DirId::LOST, name));
+    let mv = |from: Name, to: Name| NsChange::Rename { from, to, moved: What::File, over: None, exchange: false };
+    let did = [
+        mv(n(R, "a"), st("r0.1")),
+        mv(n(R, "c"), st("r0.2")),
+        mv(st("r0.2"), lost("c")),
+        NsChange::Create { at: st("r0.3") },
+        mv(st("r0.3"), n(R, "a")),
+        mv(st("r0.1"), n(R, "b")),
+    ];
+    let p = planned(&did.map(|c| ns(11, c)), &[]).unwrap();
+    assert_eq!(p.counts, Counts { renames: 1, files_made: 1, files_examined: 1, discarded: 1, ..Counts::default() });
+    assert_eq!(p.dirs, [(VOL, R)]);
+    p.validate().unwrap();
+}
+
 fn any_what() -> impl Strategy<Value = What> {
     prop_oneof![
         Just(What::File),
@@ -395,8 +414,8 @@ proptest! {
     #[test]
     fn nonsense_never_panics(s in prop::collection::vec(any_rec(), 0..6), t in prop::collection::vec(any_rec(), 0..6)) {
         let links: Links = [((VOL, LinkId(1)), vec![n(R, "a"), n(DirId(17), "b")])].into();
-        let (common, target_head) = (Seq(10), Seq(12));
-        let input = Input { source: &s, target: &t, common, target_head, source_links: &links, target_links: &links };
+        let (common, agreed, target_head) = (Seq(10), Seq(11), Seq(12));
+        let input = Input { source: &s, target: &t, common, agreed, target_head, source_links: &links, target_links: &links };
         if let Ok(p) = plan(&input) {
             p.validate().unwrap();
         }

@@ -326,6 +326,7 @@ impl World {
 #[derive(Clone, Default)]
 pub struct Journal {
     pub recs: Vec<Rec>,
+    pub begins_after: Seq,
     /// Numbers of the files that were marked.
     pub marked: BTreeSet<u64>,
     spared: BTreeSet<(Option<Name>, u64, u64)>,
@@ -351,10 +352,11 @@ impl Journal {
         }
     }
 
-    /// Begins an interval; `drop`: earlier ones are not asked for.
-    pub fn cut(&mut self, drop: bool) {
+    /// Begins an interval; with a position, earlier ones are not asked for.
+    pub fn cut(&mut self, begin: Option<Seq>) {
         self.spared.clear();
-        if drop {
+        if let Some(after) = begin {
+            self.begins_after = after;
             self.recs.clear();
             self.marked.clear();
         }
