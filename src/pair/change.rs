@@ -58,3 +58,16 @@ pub struct Rec {
     /// What changed.
     pub change: Change,
 }
+
+impl NsChange {
+    /// The names a change involves. Marks for these are no longer spared by earlier ones of the interval.
+    pub fn names(&self) -> [Option<&Name>; 2] {
+        match self {
+            NsChange::Create { at }
+            | NsChange::Mkdir { at, .. }
+            | NsChange::Unlink { at, .. }
+            | NsChange::Rmdir { at, .. } => [Some(at), None],
+            NsChange::Link { from, to, .. } | NsChange::Rename { from, to, .. } => [Some(from), Some(to)],
+        }
+    }
+}

@@ -28,7 +28,7 @@ use super::change::{Change, NsChange, Rec, What};
 use super::plan_build;
 use super::plan_sim::Sim;
 use super::ranges::Ranges;
-use crate::base::{DirId, LinkId, Name, Result, Seq, VolId};
+use crate::base::{DirId, Error, LinkId, Name, Result, Seq, VolId};
 use bincode::{Decode, Encode};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,11 +42,14 @@ pub struct Input<'a> {
     pub source: &'a [Rec],
     /// The other side's, likewise; the two may start at different places.
     pub target: &'a [Rec],
-    /// P: the last position at which both trees were identical.
+    /// P: a position at which both trees were identical; the last one for which both journals can tell. It is `agreed`,
+    /// unless one side passed over that in one step (a resync), with no point in between.
     pub common: Seq,
-    /// The last position on the target. If it is `common` the target made nothing of its own and nothing of it can be lost.
+    /// The last position on both chains: what the target made after it is its own and must not be lost (G6).
+    pub agreed: Seq,
+    /// The last position on the target. If it is `agreed` the target made nothing of its own.
     pub target_head: Seq,
-    /// The source's names of every id in [`link_ids`] of both journals; an id without names is absent.
+    /// The source's names of every id in [`link_ids`] of its records; an id without names is absent. More does no harm.
     pub source_links: &'a Links,
     /// The target's, likewise.
     pub target_links: &'a Links,
@@ -137,14 +140,38 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Checks a plan that a peer made: names are single components, what is parked lies in staging and nothing else does,
+    /// ids are not reserved, ranges are sorted. Errors are [`crate::base::Kind::Corrupt`] (G10).
+    pub fn validate(&self) -> Result<()> {
+        let good = |n: &Name| n.is_valid() && !n.dir.is_internal();
+        let inside = |n: &Name| n.is_valid() && n.dir == DirId::STAGING;
+        let steps = self.ns.iter().all(|s| match s {
+            Step::Park { from, parked, .. } => good(from) && inside(parked),
+            Step::DropName { at, .. } => good(at),
+            Step::MakeDir { id, parked, .. } => id.0 >= DirId::FIRST_FREE && inside(parked),
+            Step::MakeFile { source, parked, .. } => good(source) && inside(parked),
+            Step::Place { parked, to, .. } => inside(parked) && good(to),
+            Step::LinkMore { from, to, .. } => good(from) && good(to),
+            Step::Discard { parked, .. } => inside(parked),
+        });
+        let content = self.content.iter().all(|c| {
+            let ranges = if let Extent::Ranges(r) = &c.extent { r.validate().is_ok() } else { true };
+            good(&c.source) && good(&c.target_after) && c.target_now.as_ref().is_none_or(good) && ranges
+        });
+        if steps && content && !self.dirs.iter().any(|(_, d)| d.is_internal()) {
+            return Ok(());
+        }
+        Err(Error::corrupt("resync plan: a name, id or range that cannot be"))
+    }
+
     /// True if there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.ns.is_empty() && self.content.is_empty() && self.dirs.is_empty()
     }
 }
 
-/// Every link id the records mention: both sides' names of them are needed for a plan, because a journal does not tell
-/// whether a file whose one name was removed has others.
+/// Every link id the records mention. The names that the same side has of them are needed for a plan, because a journal
+/// does not tell whether a file whose one name was removed has others.
 pub fn link_ids(recs: &[Rec]) -> BTreeSet<(VolId, LinkId)> {
     let mut out = BTreeSet::new();
     for r in recs {
@@ -173,11 +200,11 @@ pub fn plan(input: &Input) -> Result<Plan> {
     let vols: BTreeSet<VolId> = input.source.iter().chain(input.target).map(|r| r.vol).collect();
     let mut out = Plan::default();
     for vol in vols {
-        let source = Sim::replay(vol, input.source, input.common, input.source_links)
+        let source = Sim::replay(vol, input.source, input.common, input.agreed, input.source_links)
             .map_err(|e| e.context(format!("source's journal, volume {}", vol.0)))?;
-        let target = Sim::replay(vol, input.target, input.common, input.target_links)
+        let target = Sim::replay(vol, input.target, input.common, input.agreed, input.target_links)
             .map_err(|e| e.context(format!("target's journal, volume {}", vol.0)))?;
-        let diverged = input.target_head > input.common || input.target.iter().any(|r| r.seq > input.common);
+        let diverged = input.target_head > input.agreed || input.target.iter().any(|r| r.seq > input.agreed);
         plan_build::build(vol, &source, &target, diverged, &mut out)?;
     }
     Ok(out)

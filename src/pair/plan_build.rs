@@ -31,21 +31,40 @@ impl Matched {
         self.root(self.target_first + ix)
     }
 
-    fn root(&self, mut i: usize) -> usize {
-        while let Some(&p) = self.parent.get(i) {
+    fn root(&self, i: usize) -> usize {
+        self.parent.get(i).copied().unwrap_or(i)
+    }
+
+    /// The root, shortening the way for the next one.
+    fn find(&mut self, mut i: usize) -> usize {
+        loop {
+            let p = self.root(i);
             if p == i {
-                break;
+                return i;
             }
-            i = p;
+            let above = self.root(p);
+            if let Some(slot) = self.parent.get_mut(i) {
+                *slot = above;
+            }
+            i = above;
         }
-        i
     }
 
     fn unite(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.root(a), self.root(b));
+        let (a, b) = (self.find(a), self.find(b));
         // The smaller index becomes the root, so the order of the plan does not depend on hashing.
         if let Some(p) = self.parent.get_mut(a.max(b)) {
             *p = a.min(b);
+        }
+    }
+
+    /// Makes every way one step long; parents have smaller indices, so one pass does it.
+    fn flatten(&mut self) {
+        for i in 0..self.parent.len() {
+            let root = self.root(self.root(i));
+            if let Some(slot) = self.parent.get_mut(i) {
+                *slot = root;
+            }
         }
     }
 }
@@ -55,7 +74,9 @@ impl Matched {
 struct Class {
     dir: Option<DirId>,
     lid: Option<LinkId>,
+    /// Names on the source now, sorted.
     wanted: Vec<Name>,
+    /// Names on the target now, sorted.
     found: Vec<Name>,
     ranges: Ranges,
     attrs: bool,
@@ -115,6 +136,7 @@ fn match_objects(source: &Sim, target: &Sim) -> Result<Matched> {
             return Err(Error::corrupt(format!("the two journals disagree about {name:?} at the common point")));
         }
     }
+    m.flatten();
     Ok(m)
 }
 
@@ -127,7 +149,7 @@ fn collect(source: &Sim, target: &Sim, m: &Matched, diverged: bool) -> Result<BT
         c.lid = o.lids.last().copied().or(c.lid);
         c.ranges.union(&o.ranges);
         c.attrs |= o.attrs;
-        c.target_changed |= diverged && (o.born || o.marked());
+        c.target_changed |= diverged && (o.own || o.marked());
     }
     for (ix, o) in source.objs.iter().enumerate() {
         let c = classes.entry(m.source(ix)).or_default();
@@ -154,6 +176,10 @@ fn collect(source: &Sim, target: &Sim, m: &Matched, diverged: bool) -> Result<BT
         return Err(Error::corrupt(format!("the journals give directory {:?} two names", c.dir)));
     }
     Ok(classes)
+}
+
+fn has(sorted: &[Name], name: &Name) -> bool {
+    sorted.binary_search(name).is_ok()
 }
 
 fn now(names: &Names, name: &Name) -> Option<Option<ObjIx>> {
@@ -194,7 +220,7 @@ impl Steps {
 
     /// The steps for one object, and what to compare of it.
     fn object(&mut self, c: &Class, out: &mut Plan) {
-        let stays = c.found.iter().find(|n| c.wanted.contains(n));
+        let stays = c.found.iter().find(|n| has(&c.wanted, n));
         // The name at which the object keeps living on the target; nothing if it goes or is not there.
         let anchor = match (stays, c.found.first(), c.wanted.first()) {
             (Some(n), _, _) => n,
@@ -215,7 +241,7 @@ impl Steps {
             (None, None, None) => return,
         };
         let moved_from = if stays.is_none() { c.found.first() } else { None };
-        for at in c.found.iter().filter(|n| !c.wanted.contains(n) && Some(*n) != moved_from) {
+        for at in c.found.iter().filter(|n| !has(&c.wanted, n) && Some(*n) != moved_from) {
             self.parents.insert(at.dir);
             self.clear.push(Step::DropName { vol: self.vol, at: at.clone() });
             out.counts.names_dropped += 1;
@@ -223,7 +249,7 @@ impl Steps {
         if c.wanted.is_empty() {
             return;
         }
-        for to in c.wanted.iter().filter(|n| !c.found.contains(n) && *n != anchor) {
+        for to in c.wanted.iter().filter(|n| !has(&c.found, n) && *n != anchor) {
             self.parents.insert(to.dir);
             let lid = c.lid.unwrap_or(LinkId(0));
             self.link.push(Step::LinkMore { vol: self.vol, from: anchor.clone(), to: to.clone(), lid });

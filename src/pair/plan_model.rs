@@ -115,7 +115,39 @@ impl World {
         self.names.remove(at).unwrap_or_else(|| panic!("nothing at {at:?}"))
     }
 
-    fn unlink(&mut self, at: Name) -> Change {
+    /// Gives other link ids to the files whose bit is set; a file with one name may lose its id or get one.
+    pub fn relabel(&mut self, bits: u64) {
+        for (f, file) in &mut self.files {
+            if bits >> (f % 64) & 1 == 1 {
+                let single = self.names.values().filter(|e| **e == Ent::File(*f)).count() == 1;
+                file.lid = if single && file.lid.is_some() { None } else { Some(LinkId(5_000_000 + f)) };
+            }
+        }
+    }
+
+    pub fn add_file(&mut self, at: &Name) -> u64 {
+        let (f, attr) = (self.fresh(), self.tick());
+        self.files.insert(f, File { bytes: vec![], attr, lid: None });
+        self.add(at, Ent::File(f));
+        f
+    }
+
+    pub fn add_dir(&mut self, at: &Name, id: DirId) {
+        let attr = self.tick();
+        self.add(at, Ent::Dir(id));
+        self.dirs.insert(id, attr);
+    }
+
+    pub fn add_link(&mut self, from: &Name, to: &Name) -> LinkId {
+        let e = self.names[from];
+        let Ent::File(f) = e else { panic!("link to a directory") };
+        let fresh = LinkId(self.fresh());
+        let lid = *self.files.get_mut(&f).unwrap().lid.get_or_insert(fresh);
+        self.add(to, e);
+        lid
+    }
+
+    pub fn unlink(&mut self, at: Name) -> Change {
         let what = self.what(self.names[&at]);
         let e = self.take(&at);
         self.forget(e);
@@ -133,24 +165,19 @@ impl World {
         let at = self.some_name(a, b);
         match kind % 14 {
             0 if !self.names.contains_key(&at) => {
-                let (f, attr) = (self.fresh(), self.tick());
-                self.files.insert(f, File { bytes: vec![], attr, lid: None });
-                self.add(&at, Ent::File(f));
+                let f = self.add_file(&at);
                 let mut out = one(Change::Ns(NsChange::Create { at: at.clone() }));
                 out.extend(self.write(at, f, 0, c));
                 out
             }
             1 if !self.names.contains_key(&at) => {
-                let (id, attr) = (DirId(self.fresh()), self.tick());
-                self.add(&at, Ent::Dir(id));
-                self.dirs.insert(id, attr);
+                let id = DirId(self.fresh());
+                self.add_dir(&at, id);
                 one(Change::Ns(NsChange::Mkdir { at, id }))
             }
             2 if !self.names.contains_key(&at) => {
-                let Some((from, Ent::File(f))) = self.existing(c, is_file) else { return vec![] };
-                let fresh = LinkId(self.fresh());
-                let lid = *self.files.get_mut(&f).unwrap().lid.get_or_insert(fresh);
-                self.add(&at, Ent::File(f));
+                let Some((from, _)) = self.existing(c, is_file) else { return vec![] };
+                let lid = self.add_link(&from, &at);
                 one(Change::Ns(NsChange::Link { from, to: at, lid }))
             }
             3 => self.existing(a, is_file).map(|(n, _)| one(self.unlink(n))).unwrap_or_default(),
@@ -185,7 +212,7 @@ impl World {
         }
     }
 
-    fn write(&mut self, at: Name, f: u64, pos: u8, byte: u8) -> Vec<(Change, Option<u64>)> {
+    pub fn write(&mut self, at: Name, f: u64, pos: u8, byte: u8) -> Vec<(Change, Option<u64>)> {
         let (what, t) = (self.what(Ent::File(f)), self.tick());
         let file = self.files.get_mut(&f).unwrap();
         let pos = pos as usize;
@@ -197,7 +224,7 @@ impl World {
         vec![(Change::Data { at, what, from: pos as u64, to: pos as u64 + 1 }, Some(f))]
     }
 
-    fn truncate(&mut self, at: Name, f: u64, size: u8) -> Vec<(Change, Option<u64>)> {
+    pub fn truncate(&mut self, at: Name, f: u64, size: u8) -> Vec<(Change, Option<u64>)> {
         let (what, t) = (self.what(Ent::File(f)), self.tick());
         let file = self.files.get_mut(&f).unwrap();
         let from = file.bytes.len().min(size as usize) as u64;
@@ -206,7 +233,7 @@ impl World {
         vec![(Change::Data { at, what, from, to: u64::MAX }, Some(f))]
     }
 
-    fn remove_tree(&mut self, e: Ent) -> Vec<(Change, Option<u64>)> {
+    pub fn remove_tree(&mut self, e: Ent) -> Vec<(Change, Option<u64>)> {
         let mut out = vec![];
         if let Ent::Dir(d) = e {
             let inside: Vec<_> = self.names.iter().filter(|(n, _)| n.dir == d).map(|(n, e)| (n.clone(), *e)).collect();
@@ -222,7 +249,7 @@ impl World {
         out
     }
 
-    fn rename(&mut self, from: Name, e: Ent, to: Name) -> Vec<(Change, Option<u64>)> {
+    pub fn rename(&mut self, from: Name, e: Ent, to: Name) -> Vec<(Change, Option<u64>)> {
         let there = self.names.get(&to).copied();
         let allowed = match (e, there) {
             (Ent::Dir(d), _) if self.below(to.dir, d) => false,
@@ -245,9 +272,14 @@ impl World {
     }
 
     fn exchange(&mut self, a: u8, b: u8) -> Vec<(Change, Option<u64>)> {
-        let (Some((from, x)), Some((to, y))) = (self.existing(a, |_| true), self.existing(b, |_| true)) else {
-            return vec![];
-        };
+        match (self.existing(a, |_| true), self.existing(b, |_| true)) {
+            (Some((from, _)), Some((to, _))) => self.exchange_names(from, to),
+            _ => vec![],
+        }
+    }
+
+    pub fn exchange_names(&mut self, from: Name, to: Name) -> Vec<(Change, Option<u64>)> {
+        let (x, y) = (self.names[&from], self.names[&to]);
         let inside = |e: Ent, n: &Name| matches!(e, Ent::Dir(d) if self.below(n.dir, d));
         if x == y || inside(x, &to) || inside(y, &from) {
             return vec![];
@@ -294,6 +326,7 @@ impl World {
 #[derive(Clone, Default)]
 pub struct Journal {
     pub recs: Vec<Rec>,
+    pub begins_after: Seq,
     /// Numbers of the files that were marked.
     pub marked: BTreeSet<u64>,
     spared: BTreeSet<(Option<Name>, u64, u64)>,
@@ -306,12 +339,9 @@ impl Journal {
             Change::Attr { at: Target::File(n), .. } => (Some(n.clone()), 0, 0),
             Change::Attr { at: Target::Dir(d), .. } => (None, d.0, 0),
             Change::Ns(ns) => {
-                let (a, b) = match ns {
-                    NsChange::Create { at } | NsChange::Mkdir { at, .. } => (at, at),
-                    NsChange::Unlink { at, .. } | NsChange::Rmdir { at, .. } => (at, at),
-                    NsChange::Link { from, to, .. } | NsChange::Rename { from, to, .. } => (from, to),
-                };
-                self.spared.retain(|(n, _, _)| n.as_ref() != Some(a) && n.as_ref() != Some(b));
+                for n in ns.names().into_iter().flatten() {
+                    self.spared.retain(|(spared, _, _)| spared.as_ref() != Some(n));
+                }
                 self.recs.push(Rec { seq, vol: VOL, change: change.clone() });
                 return;
             }
@@ -322,10 +352,11 @@ impl Journal {
         }
     }
 
-    /// Begins an interval; `drop`: earlier ones are not asked for.
-    pub fn cut(&mut self, drop: bool) {
+    /// Begins an interval; with a position, earlier ones are not asked for.
+    pub fn cut(&mut self, begin: Option<Seq>) {
         self.spared.clear();
-        if drop {
+        if let Some(after) = begin {
+            self.begins_after = after;
             self.recs.clear();
             self.marked.clear();
         }
@@ -368,7 +399,7 @@ pub fn execute(plan: &Plan, s: &World, t: &mut World) -> Vec<(u64, File)> {
             Step::LinkMore { from, to, lid, .. } => {
                 let Ent::File(f) = t.names[from] else { panic!("link to a directory") };
                 assert_ne!(lid.0, 0);
-                t.files.get_mut(&f).unwrap().lid = Some(*lid);
+                t.files.get_mut(&f).unwrap().lid.get_or_insert(*lid);
                 t.add(to, Ent::File(f));
             }
             Step::Discard { parked, what, keep, .. } => {

@@ -19,8 +19,8 @@ pub(super) struct Obj {
     pub dir: Option<DirId>,
     /// The link ids it had; normally one at most.
     pub lids: Vec<LinkId>,
-    /// Created after P.
-    pub born: bool,
+    /// Created after the last position on both chains.
+    pub own: bool,
     /// Content marks, those from before P as well: an interval marks a range once only, so a write after P may be hidden
     /// behind a mark from before it.
     pub ranges: Ranges,
@@ -49,14 +49,19 @@ pub(super) struct Sim {
     /// Directories whose attributes, or whose mtime by a change of names after P, may differ.
     pub dirs_touched: BTreeSet<DirId>,
     lids: HashMap<LinkId, ObjIx>,
+    /// P has been passed.
     after: bool,
+    /// The record being replayed is after the last position on both chains.
+    own: bool,
 }
 
 impl Sim {
     /// Replays the records of `vol`.
-    pub fn replay(vol: VolId, recs: &[Rec], common: Seq, links: &Links) -> Result<Sim> {
+    pub fn replay(vol: VolId, recs: &[Rec], common: Seq, agreed: Seq, links: &Links) -> Result<Sim> {
         let mut sim = Sim::default();
         for rec in recs.iter().filter(|r| r.vol == vol) {
+            check_names(&rec.change).map_err(|e| e.context(format!("entry {}", rec.seq.0)))?;
+            sim.own = rec.seq > agreed;
             match &rec.change {
                 Change::Ns(ns) => {
                     if rec.seq > common {
@@ -76,7 +81,10 @@ impl Sim {
             .map_err(|e: Error| e.context(format!("entry {}", rec.seq.0)))?;
         }
         for ((_, lid), names) in links.range((vol, LinkId(0))..=(vol, LinkId(u64::MAX))) {
-            names.iter().for_each(|n| sim.has_link(n, *lid));
+            for n in names {
+                check_name(n)?;
+                sim.has_link(n, *lid);
+            }
         }
         sim.cross();
         Ok(sim)
@@ -90,9 +98,9 @@ impl Sim {
         }
     }
 
-    fn new_obj(&mut self, what: Option<What>, born: bool) -> ObjIx {
+    fn new_obj(&mut self, what: Option<What>, own: bool) -> ObjIx {
         let ix = self.objs.len();
-        let mut obj = Obj { born, ..Obj::default() };
+        let mut obj = Obj { own, ..Obj::default() };
         match what {
             Some(What::Dir(id)) => {
                 obj.dir = Some(id);
@@ -174,7 +182,7 @@ impl Sim {
         match ns {
             NsChange::Create { at } => {
                 self.free(at)?;
-                let ix = self.new_obj(None, self.after);
+                let ix = self.new_obj(None, self.own);
                 self.put(at, Some(ix));
                 self.touch(at);
             }
@@ -183,7 +191,7 @@ impl Sim {
                 if self.dirs.contains_key(id) {
                     return Err(Error::corrupt(format!("journal: directory id {} is given twice", id.0)));
                 }
-                let ix = self.new_obj(Some(What::Dir(*id)), self.after);
+                let ix = self.new_obj(Some(What::Dir(*id)), self.own);
                 self.put(at, Some(ix));
                 self.touch(at);
             }
@@ -276,4 +284,22 @@ impl Sim {
             }
         }
     }
+}
+
+/// The records may come from a peer: no name in them may reach outside a directory, no directory take a reserved id (G10).
+fn check_names(change: &Change) -> Result<()> {
+    match change {
+        Change::Data { at, .. } | Change::Attr { at: Target::File(at), .. } => check_name(at),
+        Change::Attr { at: Target::Dir(_), .. } => Ok(()),
+        Change::Ns(ns) => {
+            if matches!(ns, NsChange::Mkdir { id, .. } if id.0 < DirId::FIRST_FREE) {
+                return Err(Error::corrupt("journal: reserved directory id"));
+            }
+            ns.names().into_iter().flatten().try_for_each(check_name)
+        }
+    }
+}
+
+fn check_name(n: &Name) -> Result<()> {
+    if n.is_valid() { Ok(()) } else { Err(Error::corrupt("journal: a name that is not one path component")) }
 }
