@@ -1,1 +1,26 @@
-//! (being built)
+//! The process of a site: its site file, control socket, regions and peers.
+
+pub mod config;
+pub mod config_check;
+mod config_text;
+pub mod control;
+pub mod status;
+
+use crate::base::{Error, Result};
+
+/// How `kagami node` was started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Write the process id here, remove it at the end.
+    pub pid_file: Option<std::path::PathBuf>,
+}
+
+/// Runs the node of this site file until SIGTERM, SIGINT or the command `Stop`.
+pub fn run(_config: config::Config, _options: Options) -> Result<()> {
+    Err(Error::failed("the node is not built in yet"))
+}
+
+#[cfg(test)]
+mod config_tests;
+#[cfg(test)]
+mod control_tests;
