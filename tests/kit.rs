@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use support::answered::{Answered, Log, Promise};
+use support::points::{Model, Writer, find_point};
 use support::random::random_tree;
 use support::tree::{Options, compare_trees, compare_trees_with, tree_digest};
 use support::{is_root, sys};
@@ -166,7 +168,8 @@ fn compare_notices_what_only_root_can_make() {
     let (a, b) = (temp.path().join("a"), temp.path().join("b"));
     one_of_each(&a);
     one_of_each(&b);
-    (device(3)(&a), device(5)(&b));
+    device(3)(&a);
+    device(5)(&b);
     let told = compare_trees_with(&a, &b, &Options { dir_mtime: false, ..Options::default() }).unwrap_err();
     assert_eq!(told.len(), 1);
     assert!(told[0].contains("device number"), "{told:?}");
@@ -211,4 +214,99 @@ fn pairs_are_found_in_a_status() {
     let status = serde_json::json!({"groups": [{"pairs": [{"name": "sync", "state": "PAIR"}, {"name": "async", "state": "COPY"}]}]});
     assert_eq!(support::lab::find_pair(&status, "async").unwrap()["state"], "COPY");
     assert!(support::lab::find_pair(&status, "other").is_none());
+}
+
+/// Runs the recognisable workload for `steps` steps over two directories of their own.
+fn points(steps: u64) -> (tempfile::TempDir, Vec<PathBuf>) {
+    let temp = temp();
+    let roots: Vec<_> = ["v0", "v1"].map(|v| temp.path().join(v)).into();
+    roots.iter().for_each(|r| fs::create_dir(r).unwrap());
+    let (answered, error) = Writer::resume(&roots, 5, 0).run(|n| n == steps);
+    assert_eq!((answered, error.map(|e| e.to_string())), (steps, None));
+    (temp, roots)
+}
+
+#[test]
+fn points_are_recognised() {
+    let (_temp, roots) = points(3000);
+    assert_eq!(find_point(&roots, 5, 5000), Ok(3000));
+    let mut writer = Writer::resume(&roots, 5, 3000);
+    for n in 3001..3050 {
+        assert_eq!(writer.step().unwrap(), n);
+        assert_eq!(find_point(&roots, 5, 5000), Ok(n));
+    }
+    let kinds: std::collections::BTreeSet<_> = {
+        let mut model = Model::new(2, 5);
+        (0..3000).map(|_| format!("{:?}", model.advance().1).split('(').next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(kinds.len(), 7, "every kind of step happens: {kinds:?}");
+    assert_eq!(find_point(&[roots[0].join("nothing"), roots[1].join("here")], 5, 100), Ok(0));
+}
+
+#[test]
+fn mixtures_are_found() {
+    // One volume ahead of the other by a few steps.
+    let (_temp_a, a) = points(2000);
+    let (_temp_b, b) = points(2010);
+    let told = find_point(&[a[0].clone(), b[1].clone()], 5, 3000).unwrap_err();
+    assert!(told.contains("a mixture") && told.contains("nearest"), "{told}");
+    // A lost write, a lost chmod, a file too many, a file too few.
+    let file = fs::read_dir(&a[0]).unwrap().flatten().find(|e| e.metadata().unwrap().len() > 4096).unwrap().path();
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() - 4096]).unwrap();
+    assert!(find_point(&a, 5, 3000).is_err());
+    fs::write(&file, &whole).unwrap();
+    assert_eq!(find_point(&a, 5, 3000), Ok(2000));
+    let mode = fs::metadata(&file).unwrap().permissions();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o601)).unwrap();
+    assert!(find_point(&a, 5, 3000).is_err());
+    fs::set_permissions(&file, mode).unwrap();
+    fs::write(a[1].join("more"), b"").unwrap();
+    assert!(find_point(&a, 5, 3000).unwrap_err().contains("more should not be there"));
+    fs::remove_file(a[1].join("more")).unwrap();
+    fs::remove_file(&file).unwrap();
+    assert!(find_point(&a, 5, 3000).unwrap_err().contains("is missing"));
+}
+
+/// Some work of four threads, at rest.
+fn answered(promise: Promise) -> (tempfile::TempDir, Log) {
+    let temp = temp();
+    let work = Answered::start(temp.path(), 4, promise, 11);
+    assert!(support::proc::wait_until(Duration::from_secs(60), || work.answered() > 3000));
+    let log = work.finish();
+    assert_eq!(log.errors(), Vec::<String>::new());
+    (temp, log)
+}
+
+/// A file of thread 1 that is not empty.
+fn victim(root: &Path) -> PathBuf {
+    let files = fs::read_dir(root.join("t1")).unwrap().flatten();
+    files.map(|e| e.path()).find(|p| fs::metadata(p).unwrap().len() >= 8192).unwrap()
+}
+
+#[test]
+fn answered_work_is_checked() {
+    for promise in [Promise::Close, Promise::EachWrite] {
+        let (temp, log) = answered(promise);
+        let root = temp.path();
+        assert_eq!(log.check(root), Ok(()));
+        let (file, spare) = (victim(root), root.join("spare"));
+        fs::rename(&file, &spare).unwrap();
+        assert!(log.check(root).is_err(), "a lost file");
+        fs::rename(&spare, root.join("t1/other")).unwrap();
+        assert!(log.check(root).is_err(), "another name");
+        fs::rename(root.join("t1/other"), &file).unwrap();
+        assert_eq!(log.check(root), Ok(()));
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, &whole[..whole.len() - 4096]).unwrap();
+        assert!(log.check(root).is_err(), "a lost block at the end");
+        let mut torn = whole.clone();
+        torn[4096 - 100..4096].fill(0x55);
+        fs::write(&file, &torn).unwrap();
+        assert!(log.check(root).is_err(), "a torn block");
+        fs::write(&file, &whole).unwrap();
+        assert_eq!(log.check(root), Ok(()));
+        fs::write(root.join("t2/zombie"), b"").unwrap();
+        assert!(log.check(root).unwrap_err()[0].contains("zombie should not be there"));
+    }
 }
