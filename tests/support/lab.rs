@@ -51,10 +51,10 @@ impl Lab {
 
     /// A guarded directory in which no lab has been started.
     pub fn prepare(ordinary: bool) -> Self {
-        // Beside the build, so that regions lie on a real disk and not on a small tmpfs.
-        let base = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let base = if ordinary && super::is_root() { std::env::temp_dir() } else { base };
-        let temp = tempfile::Builder::new().prefix("lab-").tempdir_in(base).expect("a directory for the lab");
+        let temp = tempfile::Builder::new().prefix("lab-").tempdir_in(super::base_dir());
+        let temp = temp.expect("a directory for the lab");
+        // Other users shall reach a mount that is open to them.
+        super::sys::chmodat(super::sys::AT_FDCWD, temp.path(), 0o755).expect("chmod of the lab's directory");
         let dir = temp.path().join("lab");
         if ordinary && super::is_root() {
             let uid = Some(proc::ORDINARY_UID);

@@ -4,8 +4,10 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod answered;
+pub mod conformance;
 pub mod lab;
 pub mod points;
+pub mod posix;
 pub mod proc;
 pub mod random;
 pub mod sys;
@@ -83,4 +85,13 @@ pub fn assert_same(a: &std::path::Path, b: &std::path::Path) {
     if let Err(differences) = compare_trees(a, b) {
         panic!("{} and {} differ:\n  {}", a.display(), b.display(), differences.join("\n  "));
     }
+}
+
+/// Where tests make their directories: beside the build, which is a real disk; if other users cannot get there (a build
+/// below /root), the system's directory for temporary files.
+pub fn base_dir() -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let beside = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let open = |dir: &std::path::Path| std::fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o001 != 0);
+    if !is_root() || beside.ancestors().all(open) { beside } else { std::env::temp_dir() }
 }
