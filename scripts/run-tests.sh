@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs every test and ends with plain lines that say what happened. Extra arguments go to cargo test.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+
+begin=$SECONDS
+cargo test --no-fail-fast "$@" </dev/null 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+
+# "test result: ok. 3 passed; 0 failed; 1 ignored; …", one line for each test program.
+sum() { awk -v word="$1" '/^test result:/ { for (i = 2; i <= NF; i++) if ($i ~ "^" word) n += $(i - 1) } END { print n + 0 }' "$log"; }
+echo
+grep -hE '^test .* \.\.\. FAILED' "$log" | sed 's/ \.\.\. FAILED//; s/^test /failed: /'
+grep -hE '^skipped: ' "$log" | sort | uniq
+echo "tests: $(sum passed) passed, $(sum failed) failed, $(sum ignored) ignored, $((SECONDS - begin)) s"
+if ((status == 0)); then echo "all tests passed"; else echo "TESTS FAILED"; fi
+exit "$status"

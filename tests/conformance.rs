@@ -1,0 +1,64 @@
+//! Conformance (A2): the public tools and our own checks, on any directory.
+//!
+//! `KAGAMI_CONFORMANCE_DIR` names the directory under test (a mount, say); without it the tests run on a native directory
+//! beside the build and so show that the expectations themselves are right.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use support::conformance::{self, FSX_MIXES, Verdict};
+use support::{is_root, posix};
+
+/// Operations of fsx for each mix; about ten seconds on a mount.
+const FSX_OPERATIONS: u64 = 10_000;
+
+/// What pjdfstest passes on native ext4, as root.
+const PJDFSTEST_PASSES: usize = 385;
+
+/// A directory of its own below the one under test, removed afterwards.
+fn under_test() -> tempfile::TempDir {
+    let base = std::env::var_os("KAGAMI_CONFORMANCE_DIR").map_or_else(support::base_dir, PathBuf::from);
+    let dir = tempfile::Builder::new().prefix("conformance-").tempdir_in(base).unwrap();
+    support::sys::chmodat(support::sys::AT_FDCWD, dir.path(), 0o755).unwrap();
+    dir
+}
+
+#[test]
+fn pjdfstest_passes_whole() {
+    let dir = under_test();
+    let report = conformance::pjdfstest(dir.path(), &[]);
+    let failed: Vec<_> = report.tests.iter().filter(|(_, (v, _))| *v == Verdict::Failed).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    println!("pjdfstest: {} passed, {} skipped", report.count(Verdict::Passed), report.count(Verdict::Skipped));
+    if is_root() {
+        assert_eq!(report.count(Verdict::Passed), PJDFSTEST_PASSES);
+    }
+}
+
+#[test]
+fn fsx_finds_nothing() {
+    let dir = under_test();
+    let mixes: Vec<_> = FSX_MIXES.iter().map(|(name, _)| *name).collect();
+    let operations = support::env_number("KAGAMI_FSX_OPERATIONS", FSX_OPERATIONS);
+    let errors = conformance::fsx_mixes(dir.path(), &mixes, operations, support::seed("fsx_finds_nothing"));
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
+}
+
+#[test]
+fn four_fsx_in_parallel_find_nothing() {
+    let dir = under_test();
+    let operations = support::env_number("KAGAMI_FSX_OPERATIONS", FSX_OPERATIONS);
+    let errors = conformance::fsx_parallel(dir.path(), operations, support::seed("four_fsx_in_parallel_find_nothing"));
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
+}
+
+#[test]
+fn posix_checks_hold() {
+    let dir = under_test();
+    assert_posix(dir.path());
+}
+
+fn assert_posix(dir: &Path) {
+    let failed: Vec<_> = posix::run_all(dir).into_iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    assert!(failed.is_empty(), "{} of {} checks fail:\n{}", failed.len(), posix::CHECKS.len(), failed.join("\n"));
+}
