@@ -3,4 +3,6 @@
 //! Names are single path components (checked by the callers' types); symlinks are never followed.
 
 pub mod map;
+pub mod mountfd;
 pub mod sys;
+pub mod times;
