@@ -170,10 +170,10 @@ pub enum Msg {
     Ready { id: u64 },
     /// It does not fit.
     NeedsSpace { id: u64, free: u64 },
-    /// Give your journal's records after `since`.
-    JournalAsk { since: Seq },
+    /// Give your journal's records after `since`, and your names of these and their own link ids.
+    JournalAsk { since: Seq, lids: Vec<(VolId, LinkId)> },
     /// Part of them, each an encoded `pair::change::Rec`; `last` on the final part.
-    JournalPart { recs: Vec<Vec<u8>>, last: bool },
+    JournalPart { recs: Vec<Vec<u8>>, links: Vec<(VolId, LinkId, Vec<Name>)>, last: bool },
     /// Tell me about these objects.
     Query { id: u64, asks: Vec<Ask> },
     /// The answers, in order.

@@ -92,6 +92,8 @@ pub enum Op {
     EpochStart { epoch: Epoch },
     /// Nothing; lets lag be seen when the application is silent.
     Heartbeat,
+    /// Keep a copy of a file's present content in the lost area before a resync overwrites it (G6).
+    Keep { at: Name, kept: Vec<u8> },
     /// The config definition at the head of a volume's region (CD-4).
     ConfigDef { body: Vec<u8> },
 }
@@ -184,6 +186,9 @@ impl Entry {
                     return bad("extended attribute");
                 }
             }
+            Op::Keep { kept, .. } if !Name::new(DirId::LOST, kept.clone()).is_valid() => {
+                return bad("name of a kept version");
+            }
             Op::RemoveXattr { name, .. } if name.is_empty() || name.len() > 255 || name.contains(&0) => {
                 return bad("extended attribute name");
             }
@@ -203,6 +208,7 @@ impl Op {
             | Op::Rmdir { at, .. }
             | Op::Write { at, .. }
             | Op::Truncate { at, .. }
+            | Op::Keep { at, .. }
             | Op::Fallocate { at, .. } => [Some(at), None],
             Op::Link { from, to, .. } | Op::Rename { from, to, .. } => [Some(from), Some(to)],
             Op::SetAttr { at, .. } | Op::SetXattr { at, .. } | Op::RemoveXattr { at, .. } => match at {

@@ -3,5 +3,7 @@
 //! Names are single path components (checked by the callers' types); symlinks are never followed.
 
 pub mod map;
+pub mod mountfd;
 pub mod sock;
 pub mod sys;
+pub mod times;

@@ -60,7 +60,26 @@ impl Region {
                     r => may_lack_privilege(r),
                 }
             }
+            Op::Keep { at, kept } => self.keep(at, kept),
             _ => Err(Error::failed("not an operation on content")),
+        }
+    }
+
+    /// Copies a file's present content into the lost area. Done before anything of it is overwritten, so it may be
+    /// repeated after a crash.
+    fn keep(&self, at: &Name, kept: &[u8]) -> Result<()> {
+        let from = self.file(at)?;
+        let lost = self.dirfd(crate::base::DirId::LOST)?;
+        let to = sys::openat(&*lost, kept, libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC, 0o600)?;
+        let mut buf = vec![0u8; 1 << 20];
+        let mut off = 0;
+        loop {
+            let n = sys::pread_full(&*from, &mut buf, off)?;
+            if n == 0 {
+                return Ok(());
+            }
+            sys::pwrite_all(&to, buf.get(..n).unwrap_or(&[]), off).1?;
+            off += n as u64;
         }
     }
 

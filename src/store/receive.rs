@@ -458,6 +458,7 @@ fn mark_of(op: &Op, data_len: u64) -> Option<(Target, Mark)> {
         Op::Truncate { at, size, .. } => (file(at), Mark::Data { from: *size, to: u64::MAX }),
         Op::Fallocate { at, off, len, .. } => (file(at), Mark::Data { from: *off, to: off + len }),
         Op::SetAttr { at, .. } | Op::SetXattr { at, .. } | Op::RemoveXattr { at, .. } => (at.clone(), Mark::Attr),
+        Op::Keep { at, .. } => (file(at), Mark::Attr),
         _ => return None,
     })
 }

@@ -33,7 +33,12 @@ pub struct State {
     pub whole: Seq,
     /// A power cut may have undone what was not synced; a comparison with a peer is due.
     pub suspect: bool,
+    /// Unclean ends as primary: (everything up to here had finished, last position given out). Latest last.
+    pub crashes: Vec<(Seq, Seq)>,
 }
+
+/// Unclean ends remembered, count.
+const CRASHES_KEPT: usize = 16;
 
 /// What operations change together; its lock is the group's order.
 pub struct Meta {
@@ -105,7 +110,9 @@ impl Replica {
         let state_path = lead.join("state");
         let mut state = match files::load::<State>(&state_path, MAGIC, VERSION)? {
             Some(s) => s,
-            None => State { chain: Vec::new(), copy: CopyState::Empty, whole: Seq(0), suspect: false },
+            None => {
+                State { chain: Vec::new(), copy: CopyState::Empty, whole: Seq(0), suspect: false, crashes: Vec::new() }
+            }
         };
         if left == Left::PowerLoss && !state.suspect {
             log::warn!(
@@ -113,6 +120,13 @@ impl Replica {
                 lead.display()
             );
             state.suspect = true;
+            files::save(&state_path, MAGIC, VERSION, &state)?;
+        }
+        let crash = (live.settled(), live.last_seq());
+        if left != Left::Clean && crash.0 < crash.1 {
+            state.crashes.push(crash);
+            let n = state.crashes.len().saturating_sub(CRASHES_KEPT);
+            state.crashes.drain(..n);
             files::save(&state_path, MAGIC, VERSION, &state)?;
         }
         let log = EntryLog::open(&lead.join("queue"), live.applied_lsn())?;
@@ -276,6 +290,13 @@ impl Replica {
             }
         }
         links
+    }
+
+    /// From where the journal must be read to plan for a replica at `p`: earlier than `p` where a change may have reached
+    /// the tree without its place in the order (a crash), or where this replica passed over `p` in one step.
+    pub fn plan_from(m: &Meta, p: Seq) -> Seq {
+        let low = m.state.crashes.iter().filter(|(low, head)| *low < p && p <= *head).map(|(low, _)| *low).min();
+        m.journal.plan_from(low.unwrap_or(p).min(p))
     }
 
     /// True when the trees are at one point of the order.

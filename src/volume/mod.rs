@@ -1,5 +1,117 @@
 //! The mirror group: what a mounted volume is made of. Ordering, replication, objects known to the kernel.
+//!
+//! [`Volume`] has an operation for each thing a kernel asks of a filesystem, with plain results; `fs` only translates.
+//! Operations on names run inside the [`order::Order`]. Changes of content and attributes run under the object's own
+//! lock, from the journal mark over the local system call to their place in the order; the wait for the sync site comes
+//! after the lock is released.
+//!
+//! Locks, in the order in which they may be taken: `Object::content` → `Volume::names` → the order's own →
+//! the table of objects, an object's place, the region's tables. `Volume::names` is shared by operations on names while
+//! they are in the order; who finds an object not where it was known to be waits for them by taking it alone.
 
+mod attrs;
+mod caller;
+mod change;
+mod data;
+mod dirs;
 pub mod group;
+mod handles;
+mod names;
+pub mod objects;
 pub mod order;
 pub mod queue;
+mod reach;
+mod space;
+
+pub use attrs::SetAttr;
+pub use caller::Caller;
+pub use data::WriteHow;
+pub use dirs::DirItem;
+pub use handles::Opened;
+pub use names::Made;
+
+use crate::base::{Result, VolId};
+use crate::os::sys::{self, Stat};
+use crate::store::region::Region;
+use handles::{DirHandle, Handles, OpenFile};
+use objects::Objects;
+use order::Order;
+use parking_lot::RwLock;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// An object as the kernel is told of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Node {
+    /// Node number, and inode number shown.
+    pub node: u64,
+    /// Everything else.
+    pub stat: Stat,
+}
+
+/// A mounted volume: all operations, on top of an order.
+pub struct Volume {
+    order: Arc<dyn Order>,
+    vol: VolId,
+    generation: AtomicU64,
+    objects: Objects,
+    files: Handles<OpenFile>,
+    dirs: Handles<DirHandle>,
+    names: RwLock<()>,
+}
+
+impl Volume {
+    /// A volume of a group, ready to be mounted. The process's umask should be 0 in the threads that call it (the mount
+    /// sees to that for its own).
+    pub fn new(order: Arc<dyn Order>, vol: VolId) -> Result<Arc<Volume>> {
+        let generation = order.generation();
+        let root = sys::fstat(&**order.region(vol).tree_fd())?;
+        Ok(Arc::new(Volume {
+            order,
+            vol,
+            generation: AtomicU64::new(generation),
+            objects: Objects::new(root.ino),
+            files: Handles::new(),
+            dirs: Handles::new(),
+            names: RwLock::new(()),
+        }))
+    }
+
+    /// The order below.
+    pub fn order(&self) -> &Arc<dyn Order> {
+        &self.order
+    }
+
+    /// Index of the volume in its group.
+    pub fn vol(&self) -> VolId {
+        self.vol
+    }
+
+    /// Number of objects the kernel knows.
+    pub fn known(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Number of open files and directories.
+    pub fn open_handles(&self) -> usize {
+        self.files.len() + self.dirs.len()
+    }
+
+    /// The kernel forgets a node `n` times.
+    pub fn forget(&self, node: u64, n: u64) {
+        self.objects.forget(node, n);
+    }
+
+    /// The region in use. Notices when another one took over, and finds the known objects there.
+    fn region(&self) -> Arc<Region> {
+        let now = self.order.generation();
+        if self.generation.load(Ordering::Acquire) != now {
+            let _quiet = self.names.write();
+            if self.generation.load(Ordering::Acquire) != now {
+                self.objects.rekey(&self.order.region(self.vol));
+                self.generation.store(now, Ordering::Release);
+            }
+        }
+        self.order.region(self.vol)
+    }
+}

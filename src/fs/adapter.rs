@@ -1,0 +1,666 @@
+//! fuser's requests to [`Volume`] and back.
+//!
+//! A panic in an operation is caught: the request is answered with EIO (fuser's reply does that when it is dropped), the
+//! volume is told of a local fault, and the session goes on. Otherwise one thread of the session would be gone silently.
+
+use crate::base::{Error, Result, time::Time};
+use crate::format::op::NodeKind;
+use crate::os::times::Stamp;
+use crate::volume::{Caller, DirItem, Made, Node, SetAttr, Volume, WriteHow};
+use crossbeam::channel::{Receiver, Sender};
+use fuser::*;
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long the kernel may believe what it was told. Everything that changes the tree goes through it.
+const TTL: Duration = Duration::from_secs(86_400);
+/// Largest write, bytes: what the kernel allows without tuning.
+const MAX_WRITE_BYTES: u32 = 1 << 20;
+const MAX_BACKGROUND: u16 = 64;
+
+thread_local! {
+    static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What must not be done in a thread that serves requests, because it makes the kernel send one.
+enum Task {
+    /// Write dirty pages of a node out, then look for data or holes.
+    Seek { node: u64, fh: u64, off: i64, whence: i32, reply: ReplyLseek },
+    /// Drop cached pages of a node: what they hold was refused.
+    Drop { node: u64 },
+}
+
+/// The filesystem given to fuser.
+pub struct Adapter {
+    v: Arc<Volume>,
+    writeback: bool,
+    tasks: Sender<Task>,
+}
+
+/// The thread beside the session.
+pub struct Worker {
+    v: Arc<Volume>,
+    tasks: Receiver<Task>,
+}
+
+impl Worker {
+    /// Starts it; it ends with the adapter.
+    pub fn start(self, notifier: Notifier) -> Result<()> {
+        std::thread::Builder::new().name("mount-aside".into()).spawn(move || {
+            for t in self.tasks.iter() {
+                let node = match &t {
+                    Task::Seek { node, .. } | Task::Drop { node } => *node,
+                };
+                // Invalidating writes dirty pages back first.
+                if let Err(e) = notifier.inval_inode(INodeNo(node), 0, 0)
+                    && e.raw_os_error() != Some(libc::ENOENT)
+                {
+                    log::warn!("node {node}: dropping cached pages: {e}");
+                }
+                if let Task::Seek { fh, off, whence, reply, .. } = t {
+                    seek(&self.v, fh, off, whence, reply);
+                }
+            }
+        })?;
+        Ok(())
+    }
+}
+
+fn seek(v: &Volume, fh: u64, off: i64, whence: i32, reply: ReplyLseek) {
+    match u64::try_from(off).map_err(|_| Error::os(libc::ENXIO)).and_then(|off| v.seek(fh, off, whence)) {
+        Ok(at) => reply.offset(at as i64),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn errno(e: &Error) -> Errno {
+    Errno::from_i32(e.errno)
+}
+
+fn caller(req: &Request, umask: u32) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid(), umask }
+}
+
+/// FUSE carries device numbers in 32 bits: 12 of the major, 20 of the minor number.
+fn dev_to_wire(dev: u64) -> u32 {
+    let (major, minor) = (libc::major(dev), libc::minor(dev));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+fn dev_from_wire(dev: u32) -> u64 {
+    libc::makedev((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
+}
+
+fn file_type(mode: u32) -> FileType {
+    match mode & libc::S_IFMT {
+        libc::S_IFDIR => FileType::Directory,
+        libc::S_IFLNK => FileType::Symlink,
+        libc::S_IFIFO => FileType::NamedPipe,
+        libc::S_IFSOCK => FileType::Socket,
+        libc::S_IFCHR => FileType::CharDevice,
+        libc::S_IFBLK => FileType::BlockDevice,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn attr(n: &Node) -> FileAttr {
+    let s = &n.stat;
+    FileAttr {
+        ino: INodeNo(n.node),
+        size: s.size,
+        blocks: s.blocks,
+        atime: s.atime.system(),
+        mtime: s.mtime.system(),
+        ctime: s.ctime.system(),
+        crtime: UNIX_EPOCH,
+        kind: file_type(s.mode),
+        perm: s.perm() as u16,
+        nlink: u32::try_from(s.nlink).unwrap_or(u32::MAX),
+        uid: s.uid,
+        gid: s.gid,
+        rdev: dev_to_wire(s.rdev),
+        blksize: s.blksize,
+        flags: 0,
+    }
+}
+
+/// An entry without a node: the kernel remembers that the name is free.
+fn nothing() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+/// A time as the application meant it. fuser 0.18 takes seconds before 1970 and their nanoseconds away from 1970
+/// instead of taking the one away and adding the other; both can be read off the result.
+fn stamp(t: Option<TimeOrNow>) -> Stamp {
+    match t {
+        None => Stamp::Omit,
+        Some(TimeOrNow::Now) => Stamp::Now,
+        Some(TimeOrNow::SpecificTime(t)) => Stamp::At(time(t)),
+    }
+}
+
+fn time(t: SystemTime) -> Time {
+    match t.duration_since(UNIX_EPOCH) {
+        Ok(d) => Time { sec: d.as_secs() as i64, nsec: d.subsec_nanos() },
+        Err(e) => Time { sec: (e.duration().as_secs() as i64).wrapping_neg(), nsec: e.duration().subsec_nanos() },
+    }
+}
+
+impl Adapter {
+    /// For a volume, with the thread that must be started beside it.
+    pub fn new(v: Arc<Volume>) -> (Adapter, Worker) {
+        let (tasks, rx) = crossbeam::channel::unbounded();
+        let writeback = !v.order().write_through();
+        (Adapter { v: v.clone(), writeback, tasks }, Worker { v, tasks: rx })
+    }
+
+    fn run(&self, what: &str, f: impl FnOnce(&Volume)) {
+        if catch_unwind(AssertUnwindSafe(|| f(&self.v))).is_err() {
+            let e = Error::failed(format!("panic in {what}: this is a bug of kagami"));
+            self.v.order().local_fault(self.v.vol(), &e);
+        }
+    }
+
+    /// Flags of an opened file. Writing-only files bypass the page cache where each write waits for the sync site
+    /// anyway: larger requests, and several at a time.
+    fn open_flags(&self, flags: i32) -> FopenFlags {
+        if self.direct(flags) {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE
+        }
+    }
+
+    fn direct(&self, flags: i32) -> bool {
+        !self.writeback && flags & libc::O_ACCMODE == libc::O_WRONLY
+    }
+
+    fn reply_entry(&self, r: Result<Node>, reply: ReplyEntry) {
+        match r {
+            Ok(n) => reply.entry(&TTL, &attr(&n), Generation(0)),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+}
+
+fn reply_empty(r: Result<()>, reply: ReplyEmpty) {
+    match r {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn reply_xattr(r: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match r {
+        Ok(v) if size == 0 => reply.size(v.len() as u32),
+        Ok(v) if v.len() <= size as usize => reply.data(&v),
+        Ok(_) => reply.error(Errno::ERANGE),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let mut want = InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_POSIX_ACL
+            | InitFlags::FUSE_DONT_MASK;
+        if self.writeback {
+            want |= InitFlags::FUSE_WRITEBACK_CACHE;
+        }
+        for flag in want.iter() {
+            if config.add_capabilities(flag).is_err() {
+                log::warn!("this kernel has no {flag:?}");
+            }
+        }
+        let _ = config.set_max_write(MAX_WRITE_BYTES);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.run("lookup", |v| match v.lookup(parent.0, name.as_bytes()) {
+            Ok(Some(n)) => reply.entry(&TTL, &attr(&n), Generation(0)),
+            Ok(None) => reply.entry(&TTL, &nothing(), Generation(0)),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, n: u64) {
+        self.run("forget", |v| v.forget(ino.0, n));
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.run("getattr", |v| match v.getattr(ino.0, fh.map(|f| f.0)) {
+            Ok(n) => reply.attr(&TTL, &attr(&n)),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr { mode, uid, gid, size, atime: stamp(atime), mtime: stamp(mtime) };
+        self.run("setattr", |v| match v.setattr(ino.0, fh.map(|f| f.0), &set, &caller(req, 0)) {
+            Ok(n) => reply.attr(&TTL, &attr(&n)),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.run("readlink", |v| match v.readlink(ino.0) {
+            Ok(t) => reply.data(&t),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        let kind = match mode & libc::S_IFMT {
+            0 | libc::S_IFREG => NodeKind::File,
+            libc::S_IFIFO => NodeKind::Fifo,
+            libc::S_IFSOCK => NodeKind::Socket,
+            libc::S_IFCHR => NodeKind::Char(dev_from_wire(rdev)),
+            libc::S_IFBLK => NodeKind::Block(dev_from_wire(rdev)),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        self.run("mknod", |v| {
+            let r = v.make(parent.0, name.as_bytes(), Made::Node(kind), mode, &caller(req, umask));
+            self.reply_entry(r, reply);
+        });
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.run("mkdir", |v| {
+            let r = v.make(parent.0, name.as_bytes(), Made::Dir, mode, &caller(req, umask));
+            self.reply_entry(r, reply);
+        });
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run("unlink", |v| reply_empty(v.unlink(parent.0, name.as_bytes()), reply));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run("rmdir", |v| reply_empty(v.rmdir(parent.0, name.as_bytes()), reply));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let kind = NodeKind::Symlink(target.as_os_str().as_bytes().to_vec());
+        self.run("symlink", |v| {
+            let r = v.make(parent.0, name.as_bytes(), Made::Node(kind), 0o777, &caller(req, 0));
+            self.reply_entry(r, reply);
+        });
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.run("rename", |v| {
+            let r = v.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), flags.bits());
+            reply_empty(r, reply);
+        });
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.run("link", |v| self.reply_entry(v.link(ino.0, newparent.0, newname.as_bytes()), reply));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.run("open", |v| match v.open(ino.0, flags.0, &caller(req, 0)) {
+            Ok(o) => reply.opened(FileHandle(o.fh), self.open_flags(flags.0)),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.run("create", |v| match v.create(parent.0, name.as_bytes(), mode, &caller(req, umask)) {
+            Ok((n, o)) => {
+                reply.created(&TTL, &attr(&n), Generation(0), FileHandle(o.fh), self.open_flags(flags));
+            }
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.run("read", |v| {
+            READ.with_borrow_mut(|b| {
+                let size = size as usize;
+                if b.len() < size {
+                    b.resize(size, 0);
+                }
+                let buf = b.get_mut(..size).unwrap_or_default();
+                match v.read(fh.0, offset, buf) {
+                    Ok(n) => reply.data(buf.get(..n).unwrap_or_default()),
+                    Err(e) => reply.error(errno(&e)),
+                }
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let past_cache = !cached && (flags.0 & libc::O_DIRECT != 0 || self.direct(flags.0));
+        let how = WriteHow {
+            cached,
+            append: !cached && !self.writeback && flags.0 & libc::O_APPEND != 0,
+            durable: past_cache && flags.0 & libc::O_DSYNC != 0,
+        };
+        let mut who = caller(req, 0);
+        if !write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            // The kernel decided that this caller may keep the bits.
+            who.uid = 0;
+        }
+        self.run("write", |v| match v.write(fh.0, offset, data, how, &who) {
+            Ok(n) => reply.written(n as u32),
+            Err(e) => {
+                if !past_cache {
+                    let _ = self.tasks.send(Task::Drop { node: ino.0 });
+                }
+                reply.error(errno(&e));
+            }
+        });
+    }
+
+    /// Nothing is kept back for close: the kernel wrote its dirty pages before, and each was waited for. It need not
+    /// ask again.
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.run("release", |v| v.release(fh.0));
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.run("fsync", |v| reply_empty(v.fsync(fh.0, datasync), reply));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.run("opendir", |v| match v.opendir(ino.0) {
+            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.run("readdir", |v| {
+            let r = v.readdir(fh.0, offset, false, &mut |d: DirItem<'_>| {
+                // DT_* are the S_IF* bits, shifted.
+                let kind = file_type(u32::from(d.kind) << 12);
+                reply.add(INodeNo(d.node), d.next, kind, OsStr::from_bytes(d.name))
+            });
+            match r {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.run("readdirplus", |v| {
+            let r = v.readdir(fh.0, offset, true, &mut |d: DirItem<'_>| {
+                let Some(n) = d.own else { return false };
+                reply.add(INodeNo(n.node), d.next, OsStr::from_bytes(d.name), &TTL, &attr(&n), Generation(0))
+            });
+            match r {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.run("releasedir", |v| v.releasedir(fh.0));
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.run("fsyncdir", |v| reply_empty(v.fsyncdir(fh.0, datasync), reply));
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.run("statfs", |v| match v.statfs() {
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.bfree,
+                s.bavail,
+                s.files,
+                s.ffree,
+                s.bsize as u32,
+                s.namemax as u32,
+                s.frsize as u32,
+            ),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.run("setxattr", |v| {
+            reply_empty(v.setxattr(ino.0, name.as_bytes(), value, flags, &caller(req, 0)), reply);
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.run("getxattr", |v| reply_xattr(v.getxattr(ino.0, name.as_bytes()), size, reply));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.run("listxattr", |v| {
+            let joined = v.listxattr(ino.0).map(|names| {
+                let mut all = Vec::new();
+                for n in names {
+                    all.extend_from_slice(&n);
+                    all.push(0);
+                }
+                all
+            });
+            reply_xattr(joined, size, reply);
+        });
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run("removexattr", |v| reply_empty(v.removexattr(ino.0, name.as_bytes()), reply));
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // default_permissions: the kernel decides by itself.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // Files are always ready; the kernel need not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.run("fallocate", |v| {
+            reply_empty(v.fallocate(fh.0, mode as u32, offset, length, &caller(req, 0)), reply);
+        });
+    }
+
+    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.run("lseek", |v| {
+            if self.writeback && v.has_writers(ino.0) {
+                // Dirty pages are data that the tree does not know yet.
+                let task = Task::Seek { node: ino.0, fh: fh.0, off: offset, whence, reply };
+                if let Err(e) = self.tasks.send(task) {
+                    log::error!("the thread beside the session is gone: {e}");
+                }
+            } else {
+                seek(v, fh.0, offset, whence, reply);
+            }
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.run("copy_file_range", |v| {
+            match v.copy_range(fh_in.0, offset_in, fh_out.0, offset_out, len, &caller(req, 0)) {
+                Ok(n) => reply.written(n as u32),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_and_times_survive_the_wire() {
+        for (major, minor) in [(1, 3), (8, 17), (259, 0x12345), (0, 0)] {
+            let d = libc::makedev(major, minor);
+            assert_eq!(dev_from_wire(dev_to_wire(d)), d);
+        }
+        // What fuser makes of 1.25 s after 1969-12-31 23:59:50: -10 s and 250 ms, both taken away from 1970.
+        let t = UNIX_EPOCH - Duration::new(10, 250_000_000);
+        assert_eq!(time(t), Time { sec: -10, nsec: 250_000_000 });
+        assert_eq!(time(UNIX_EPOCH + Duration::new(10, 5)), Time { sec: 10, nsec: 5 });
+    }
+}

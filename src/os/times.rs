@@ -1,0 +1,30 @@
+//! Setting times the way an application asked for them.
+
+use crate::base::time::Time;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// One of the two times of utimensat(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Stamp {
+    /// Leave it.
+    #[default]
+    Omit,
+    /// The kernel's own idea of now, which no later change of a file can precede.
+    Now,
+    /// This time.
+    At(Time),
+}
+
+/// utimensat(2) of what an (O_PATH) descriptor refers to.
+pub fn set_times(fd: impl AsFd, atime: Stamp, mtime: Stamp) -> io::Result<()> {
+    let ts = |t: Stamp| match t {
+        Stamp::Omit => libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT },
+        Stamp::Now => libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW },
+        Stamp::At(t) => libc::timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() },
+    };
+    let times = [ts(atime), ts(mtime)];
+    // SAFETY: valid C string and array of two.
+    let r = unsafe { libc::utimensat(fd.as_fd().as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) };
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
