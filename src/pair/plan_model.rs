@@ -5,7 +5,8 @@ use crate::base::{DirId, LinkId, Name, Seq, VolId};
 use crate::format::op::Target;
 use crate::pair::change::{Change, NsChange, Rec, What};
 use crate::pair::plan::{ContentTask, Extent, Links, Plan, Step};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::pair::ranges::Ranges;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 pub const VOL: VolId = VolId(0);
 
@@ -227,10 +228,9 @@ impl World {
     pub fn truncate(&mut self, at: Name, f: u64, size: u8) -> Vec<(Change, Option<u64>)> {
         let (what, t) = (self.what(Ent::File(f)), self.tick());
         let file = self.files.get_mut(&f).unwrap();
-        let from = file.bytes.len().min(size as usize) as u64;
         file.bytes.resize(size as usize, 0);
         file.attr = t;
-        vec![(Change::Data { at, what, from, to: u64::MAX }, Some(f))]
+        vec![(Change::Data { at, what, from: size as u64, to: u64::MAX }, Some(f))]
     }
 
     pub fn remove_tree(&mut self, e: Ent) -> Vec<(Change, Option<u64>)> {
@@ -321,40 +321,46 @@ impl World {
     }
 }
 
-/// A change journal with the sparing of repeated marks: once for a name and place in an interval, forgotten for a name
-/// when a change of names involves it.
+/// A change journal with the sparing of repeated marks: a range or the attributes once for a name in an interval,
+/// forgotten for a name when a change of names involves it.
 #[derive(Clone, Default)]
 pub struct Journal {
     pub recs: Vec<Rec>,
     pub begins_after: Seq,
     /// Numbers of the files that were marked.
     pub marked: BTreeSet<u64>,
-    spared: BTreeSet<(Option<Name>, u64, u64)>,
+    data: BTreeMap<Name, Ranges>,
+    attrs: HashSet<Target>,
 }
 
 impl Journal {
     pub fn add(&mut self, seq: Seq, change: &Change, file: Option<u64>) {
-        let key = match change {
-            Change::Data { at, from, to, .. } => (Some(at.clone()), *from, *to),
-            Change::Attr { at: Target::File(n), .. } => (Some(n.clone()), 0, 0),
-            Change::Attr { at: Target::Dir(d), .. } => (None, d.0, 0),
+        self.marked.extend(file);
+        let new = match change {
+            Change::Data { at, from, to, .. } => {
+                let known = self.data.entry(at.clone()).or_default();
+                let new = !known.covers(*from, *to);
+                known.insert(*from, *to);
+                new
+            }
+            Change::Attr { at, .. } => self.attrs.insert(at.clone()),
             Change::Ns(ns) => {
                 for n in ns.names().into_iter().flatten() {
-                    self.spared.retain(|(spared, _, _)| spared.as_ref() != Some(n));
+                    self.data.remove(n);
+                    self.attrs.remove(&Target::File(n.clone()));
                 }
-                self.recs.push(Rec { seq, vol: VOL, change: change.clone() });
-                return;
+                true
             }
         };
-        self.marked.extend(file);
-        if self.spared.insert(key) {
+        if new {
             self.recs.push(Rec { seq, vol: VOL, change: change.clone() });
         }
     }
 
     /// Begins an interval; with a position, earlier ones are not asked for.
     pub fn cut(&mut self, begin: Option<Seq>) {
-        self.spared.clear();
+        self.data.clear();
+        self.attrs.clear();
         if let Some(after) = begin {
             self.begins_after = after;
             self.recs.clear();
