@@ -369,60 +369,105 @@ impl Journal {
     }
 }
 
-/// Carries a plan out on `t`, taking from `s` only what the plan lists. Returns the versions kept, by file number.
-pub fn execute(plan: &Plan, s: &World, t: &mut World) -> Vec<(u64, File)> {
+/// What a step is in the journal of the replica that executes it.
+fn recorded(step: &Step, t: &World) -> NsChange {
+    let rename = |from: &Name, to: &Name| NsChange::Rename {
+        from: from.clone(),
+        to: to.clone(),
+        moved: t.what(t.names[from]),
+        over: None,
+        exchange: false,
+    };
+    match step {
+        Step::Park { from, parked, .. } => rename(from, parked),
+        Step::Place { parked, to, .. } => rename(parked, to),
+        Step::MakeDir { id, parked, .. } => NsChange::Mkdir { at: parked.clone(), id: *id },
+        Step::MakeFile { parked, .. } => NsChange::Create { at: parked.clone() },
+        Step::LinkMore { from, to, lid, .. } => {
+            let lid = if let What::Linked(own) = t.what(t.names[from]) { own } else { *lid };
+            NsChange::Link { from: from.clone(), to: to.clone(), lid }
+        }
+        Step::DropName { at, .. } | Step::Discard { parked: at, .. } => match t.what(t.names[at]) {
+            What::Dir(id) => NsChange::Rmdir { at: at.clone(), id },
+            what => NsChange::Unlink { at: at.clone(), what },
+        },
+    }
+}
+
+/// Carries a plan out on `t`, taking from `s` only what the plan lists, and records it in `t`'s journal as of `seq`.
+/// Returns the versions kept, by file number.
+pub fn execute(plan: &Plan, s: &World, t: &mut World, (journal, seq): (&mut Journal, Seq)) -> Vec<(u64, File)> {
     let before = t.clone();
     let mut kept = vec![];
     for step in &plan.ns {
-        match step {
-            Step::Park { from, parked, .. } => {
-                assert_eq!(parked.dir, DirId::STAGING);
-                let e = t.take(from);
-                t.add(parked, e);
-            }
-            Step::DropName { at, .. } => {
-                let e = t.take(at);
-                assert!(t.names.values().any(|x| *x == e), "{at:?} dropped, but it was the only name");
-            }
-            Step::MakeDir { id, parked, .. } => {
-                t.add(parked, Ent::Dir(*id));
-                assert!(t.dirs.insert(*id, 0).is_none());
-            }
-            Step::MakeFile { source, parked, .. } => {
-                let Ent::File(f) = s.names[source] else { panic!("{source:?} is a directory on the source") };
-                let f = if t.files.contains_key(&f) || before.files.contains_key(&f) { t.fresh() } else { f };
-                t.files.insert(f, File { bytes: vec![], attr: 0, lid: None });
-                t.add(parked, Ent::File(f));
-            }
-            Step::Place { parked, to, .. } => {
-                let e = t.take(parked);
-                if let Ent::Dir(d) = e {
-                    assert!(!t.below(to.dir, d), "placed into itself");
-                }
-                assert!(t.dirs.contains_key(&to.dir), "{to:?} placed in a directory that is not there");
-                t.add(to, e);
-            }
-            Step::LinkMore { from, to, lid, .. } => {
-                let Ent::File(f) = t.names[from] else { panic!("link to a directory") };
-                assert_ne!(lid.0, 0);
-                t.files.get_mut(&f).unwrap().lid.get_or_insert(*lid);
-                t.add(to, Ent::File(f));
-            }
-            Step::Discard { parked, what, keep, .. } => {
-                let e = t.take(parked);
-                assert_eq!(matches!(e, Ent::Dir(_)), matches!(what, What::Dir(_)));
-                if let (Ent::File(f), true) = (e, keep) {
-                    kept.push((f, t.files[&f].clone()));
-                }
-                t.forget(e);
-            }
-        }
+        journal.add(seq, &Change::Ns(recorded(step, t)), None);
+        carry_out(step, s, t, &before, &mut kept);
     }
-    plan.content.iter().for_each(|c| copy(c, s, t, &before, &mut kept));
+    for c in &plan.content {
+        copy(c, s, t, &before, &mut kept);
+        let (at, what) = (c.target_after.clone(), t.what(t.names[&c.target_after]));
+        let ranges = match &c.extent {
+            Extent::Whole => [(0, u64::MAX)].into_iter().collect(),
+            Extent::Ranges(r) => r.clone(),
+        };
+        for (from, to) in ranges.iter() {
+            journal.add(seq, &Change::Data { at: at.clone(), what, from, to }, None);
+        }
+        journal.add(seq, &Change::Attr { at: Target::File(at), what }, None);
+    }
     for (_, d) in &plan.dirs {
         t.dirs.insert(*d, s.dirs[d]);
+        journal.add(seq, &Change::Attr { at: Target::Dir(*d), what: What::Dir(*d) }, None);
     }
     kept
+}
+
+fn carry_out(step: &Step, s: &World, t: &mut World, before: &World, kept: &mut Vec<(u64, File)>) {
+    match step {
+        Step::Park { from, parked, .. } => {
+            assert_eq!(parked.dir, DirId::STAGING);
+            let e = t.take(from);
+            t.add(parked, e);
+        }
+        Step::DropName { at, .. } => {
+            let e = t.take(at);
+            assert!(t.names.values().any(|x| *x == e), "{at:?} dropped, but it was the only name");
+        }
+        Step::MakeDir { id, parked, .. } => {
+            t.add(parked, Ent::Dir(*id));
+            assert!(t.dirs.insert(*id, 0).is_none());
+        }
+        Step::MakeFile { source, parked, .. } => {
+            let Ent::File(f) = s.names[source] else { panic!("{source:?} is a directory on the source") };
+            let used = |t: &World, f| t.files.contains_key(&f) || before.files.contains_key(&f);
+            let f = if used(t, f) { 2_000_000 + t.fresh() } else { f };
+            assert!(!used(t, f));
+            t.files.insert(f, File { bytes: vec![], attr: 0, lid: None });
+            t.add(parked, Ent::File(f));
+        }
+        Step::Place { parked, to, .. } => {
+            let e = t.take(parked);
+            if let Ent::Dir(d) = e {
+                assert!(!t.below(to.dir, d), "placed into itself");
+            }
+            assert!(t.dirs.contains_key(&to.dir), "{to:?} placed in a directory that is not there");
+            t.add(to, e);
+        }
+        Step::LinkMore { from, to, lid, .. } => {
+            let Ent::File(f) = t.names[from] else { panic!("link to a directory") };
+            assert_ne!(lid.0, 0);
+            t.files.get_mut(&f).unwrap().lid.get_or_insert(*lid);
+            t.add(to, Ent::File(f));
+        }
+        Step::Discard { parked, what, keep, .. } => {
+            let e = t.take(parked);
+            assert_eq!(matches!(e, Ent::Dir(_)), matches!(what, What::Dir(_)));
+            if let (Ent::File(f), true) = (e, keep) {
+                kept.push((f, t.files[&f].clone()));
+            }
+            t.forget(e);
+        }
+    }
 }
 
 fn copy(c: &ContentTask, s: &World, t: &mut World, before: &World, kept: &mut Vec<(u64, File)>) {

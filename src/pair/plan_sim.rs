@@ -21,6 +21,8 @@ pub(super) struct Obj {
     pub lids: Vec<LinkId>,
     /// Created after the last position on both chains.
     pub own: bool,
+    /// A name of it was removed; for a directory that is the end, unless it is made again.
+    pub gone: bool,
     /// Content marks, those from before P as well: an interval marks a range once only, so a write after P may be hidden
     /// behind a mark from before it.
     pub ranges: Ranges,
@@ -88,6 +90,11 @@ impl Sim {
         }
         sim.cross();
         Ok(sim)
+    }
+
+    /// True if a directory has a name.
+    fn is_somewhere(&self, ix: ObjIx) -> bool {
+        self.objs.get(ix).is_some_and(|o| !o.gone)
     }
 
     /// Passes P, once.
@@ -178,6 +185,12 @@ impl Sim {
         self.names.insert(name.clone(), is);
     }
 
+    fn set_gone(&mut self, ix: ObjIx, gone: bool) {
+        if let Some(o) = self.objs.get_mut(ix) {
+            o.gone = gone;
+        }
+    }
+
     fn names_change(&mut self, ns: &NsChange) -> Result<()> {
         match ns {
             NsChange::Create { at } => {
@@ -188,10 +201,15 @@ impl Sim {
             }
             NsChange::Mkdir { at, id } => {
                 self.free(at)?;
-                if self.dirs.contains_key(id) {
-                    return Err(Error::corrupt(format!("journal: directory id {} is given twice", id.0)));
-                }
-                let ix = self.new_obj(Some(What::Dir(*id)), self.own);
+                // A resync makes a directory again, under its own id, that this side had removed.
+                let ix = match self.dirs.get(id) {
+                    Some(ix) if self.is_somewhere(*ix) => {
+                        return Err(Error::corrupt(format!("journal: directory id {} is given twice", id.0)));
+                    }
+                    Some(ix) => *ix,
+                    None => self.new_obj(Some(What::Dir(*id)), self.own),
+                };
+                self.set_gone(ix, false);
                 self.put(at, Some(ix));
                 self.touch(at);
             }
@@ -211,7 +229,8 @@ impl Sim {
     }
 
     fn gone(&mut self, at: &Name, what: &What) -> Result<()> {
-        self.at(at, what)?;
+        let ix = self.at(at, what)?;
+        self.set_gone(ix, true);
         self.put(at, None);
         self.touch(at);
         Ok(())
@@ -233,6 +252,9 @@ impl Sim {
         };
         if exchange && there.is_none() {
             return Err(Error::corrupt(format!("journal: {from:?} exchanged with nothing")));
+        }
+        if let (Some(over), false) = (there, exchange) {
+            self.set_gone(over, true);
         }
         self.put(from, if exchange { there } else { None });
         self.put(to, Some(ix));

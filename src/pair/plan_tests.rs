@@ -84,31 +84,38 @@ impl Pair {
     }
 
     fn plan(&self) -> Plan {
-        let only = |mut l: Links, recs: &[super::super::change::Rec]| {
-            let asked = link_ids(recs);
-            l.retain(|k, _| asked.contains(k));
-            l
-        };
-        let source_links = only(self.s.links(), &self.sj.recs);
-        let target_links = only(self.t.links(), &self.tj.recs);
-        plan(&Input {
-            source: &self.sj.recs,
-            target: &self.tj.recs,
-            common: self.from,
-            agreed: self.common,
-            target_head: self.t_head,
-            source_links: &source_links,
-            target_links: &target_links,
-        })
-        .unwrap()
+        plan_between((&self.s, &self.sj), (&self.t, &self.tj), [self.from, self.common, self.t_head])
     }
+}
 
+/// The plan for two replicas; positions: to plan from, agreed, head of the target.
+fn plan_between(s: (&World, &Journal), t: (&World, &Journal), [common, agreed, target_head]: [Seq; 3]) -> Plan {
+    let only = |mut l: Links, recs: &[super::super::change::Rec]| {
+        let asked = link_ids(recs);
+        l.retain(|k, _| asked.contains(k));
+        l
+    };
+    let source_links = only(s.0.links(), &s.1.recs);
+    let target_links = only(t.0.links(), &t.1.recs);
+    plan(&Input {
+        source: &s.1.recs,
+        target: &t.1.recs,
+        common,
+        agreed,
+        target_head,
+        source_links: &source_links,
+        target_links: &target_links,
+    })
+    .unwrap()
+}
+
+impl Pair {
     /// Plans, executes and checks everything that a plan promises.
     fn check(&self) -> Plan {
         let plan = self.plan();
         plan.validate().unwrap();
         let mut t = self.t.clone();
-        let kept = execute(&plan, &self.s, &mut t);
+        let kept = execute(&plan, &self.s, &mut t, (&mut Journal::default(), self.s_head));
         assert_eq!(self.s.picture(), t.picture(), "not identical after the resync (G5)\n{plan:#?}");
         // What was made between the two positions is made again: the journals do not tell that it is the same.
         if self.from == self.common {
@@ -183,7 +190,7 @@ fn acts(max: usize) -> impl Strategy<Value = Vec<Act>> {
     prop::collection::vec((0u8..16, any::<u8>(), any::<u8>(), any::<u8>()), 0..max)
 }
 
-/// 15,000 cases in all unless `PROPTEST_CASES` says otherwise (for each test).
+/// 20,000 cases in all unless `PROPTEST_CASES` says otherwise (for each test).
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(5_000);
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
@@ -206,5 +213,23 @@ proptest! {
     fn planned_from_before_the_last_common_position(base in acts(25), common in acts(30), s in acts(20), t in acts(20), back in 1u64..20) {
         Pair::new(&base, &common, &s, &t, 0).planned_earlier(back).check();
         Pair::new(&base, &common, &s, &[], 0).planned_earlier(back).check();
+    }
+
+    /// A third replica, which followed the winner for a while, is resynced from the loser after that was resynced: what
+    /// the loser did, before and during its own resync, counts from where the histories parted.
+    #[test]
+    fn a_third_replica_from_the_journal_of_the_second(
+        base in acts(25), common in acts(20), s in acts(20), t in acts(20), relabel: u64, followed in 0usize..20,
+    ) {
+        let mut p = Pair::new(&base, &common, &s, &t, relabel);
+        let jump = Seq(1_000_000);
+        let plan = p.plan();
+        execute(&plan, &p.s, &mut p.t, (&mut p.tj, jump));
+        let third = Pair::new(&base, &common, &s[..followed.min(s.len())], &[], relabel);
+        let (mut d, head) = (third.s, third.s_head);
+        let plan = plan_between((&p.t, &p.tj), (&d, &third.sj), [p.common, head, head]);
+        let kept = execute(&plan, &p.t, &mut d, (&mut Journal::default(), jump));
+        prop_assert_eq!(p.t.picture(), d.picture(), "{:#?}", plan);
+        prop_assert!(kept.is_empty());
     }
 }
