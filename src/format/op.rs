@@ -120,8 +120,8 @@ pub struct TxnBegin {
     pub from: Seq,
     /// The point whose names the staged operations establish; entries after it follow inside the transaction.
     pub base: Seq,
-    /// The receiver's position after the commit at the earliest (the last content was read then).
-    pub reach: Seq,
+    /// The position up to which receiver and source agreed: earlier than `from` when the receiver had entries of its own.
+    pub common: Seq,
 }
 
 /// Commit record of a staged resync.

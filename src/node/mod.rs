@@ -4,7 +4,14 @@ pub mod config;
 pub mod config_check;
 mod config_text;
 pub mod control;
+mod copying;
+mod first_copy;
+pub mod pairs;
+mod resync;
+mod session;
+mod source;
 pub mod status;
+mod tell;
 
 use crate::base::{Error, Result};
 

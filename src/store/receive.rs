@@ -17,12 +17,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A staged resync in the log: where it begins, positions before and after.
+/// A staged resync in the log: where it begins, the position it starts from in the journal, the position after.
 #[derive(Clone, Copy, Debug)]
 struct Txn {
     lsn: u64,
     id: u64,
-    from: Seq,
+    common: Seq,
     /// Known with the commit record.
     to: Option<Seq>,
     /// Last entry received inside it.
@@ -36,6 +36,16 @@ struct Inner {
     fault: Option<Error>,
     stopped: bool,
     pending: Vec<Epoch>,
+    fsync: bool,
+}
+
+/// What [`Receiver::accept`] took in.
+#[derive(Clone, Copy, Debug)]
+pub struct Accepted {
+    /// Everything up to here is received.
+    pub received: Seq,
+    /// There was an fsync barrier among it.
+    pub fsync: bool,
 }
 
 /// A replica that receives.
@@ -44,6 +54,7 @@ pub struct Receiver {
     pub replica: Arc<Replica>,
     inner: Mutex<Inner>,
     changed: Condvar,
+    applying: Mutex<()>,
 }
 
 /// Log segments beyond which the tree is synced so that they can go, count.
@@ -63,9 +74,10 @@ impl Receiver {
             fault: None,
             stopped: false,
             pending: Vec::new(),
+            fsync: false,
         };
         if let Some((from, to)) = in_txn {
-            inner.txns.push_back(Txn { lsn: applied_lsn, id: 0, from, to: Some(to), cursor: to });
+            inner.txns.push_back(Txn { lsn: applied_lsn, id: 0, common: from, to: Some(to), cursor: to });
             inner.received = to;
         }
         let (mut at, mut buf) = (applied_lsn, Vec::new());
@@ -79,7 +91,7 @@ impl Receiver {
             replica.log.truncate(t.lsn)?;
             inner.txns.pop_back();
         }
-        let r = Receiver { replica, inner: Mutex::new(inner), changed: Condvar::new() };
+        let r = Receiver { replica, inner: Mutex::new(inner), changed: Condvar::new(), applying: Mutex::new(()) };
         let pending = std::mem::take(&mut r.inner.lock().pending);
         r.adopt_epochs(&pending)?;
         Ok(r)
@@ -106,7 +118,7 @@ impl Receiver {
     }
 
     /// Accepts a batch of whole, checked frames: into the log, then counted as received. On error nothing of it counts.
-    pub fn accept(&self, batch: &[u8]) -> Result<Seq> {
+    pub fn accept(&self, batch: &[u8]) -> Result<Accepted> {
         let mut g = self.inner.lock();
         if let Some(e) = &g.fault {
             return Err(e.clone());
@@ -136,11 +148,11 @@ impl Receiver {
             return Err(e);
         }
         let pending = std::mem::take(&mut g.pending);
-        let received = g.received;
+        let got = Accepted { received: g.received, fsync: std::mem::take(&mut g.fsync) };
         drop(g);
         self.adopt_epochs(&pending)?;
         self.changed.notify_all();
-        Ok(received)
+        Ok(got)
     }
 
     fn adopt_epochs(&self, epochs: &[Epoch]) -> Result<()> {
@@ -190,6 +202,18 @@ impl Receiver {
         true
     }
 
+    /// Waits for news (something accepted or applied), or until the time is up.
+    pub fn wait_change(&self, timeout: Duration) {
+        let mut g = self.inner.lock();
+        self.changed.wait_for(&mut g, timeout);
+    }
+
+    /// True when nothing waits to be applied.
+    pub fn idle(&self) -> bool {
+        let g = self.inner.lock();
+        self.replica.order().live.applied_lsn() >= g.limit(self.replica.log.end())
+    }
+
     /// Stops accepting and applying, for good (takeover, shutdown).
     pub fn stop(&self) {
         self.inner.lock().stopped = true;
@@ -198,6 +222,7 @@ impl Receiver {
 
     /// Begins a first copy: the tree is no point of the order from now on; everything in the log is void.
     pub fn begin_copy(&self) -> Result<()> {
+        let _quiet = self.applying.lock();
         let mut g = self.inner.lock();
         let mut m = self.replica.order();
         self.replica.save_state(&mut m, |s| {
@@ -228,7 +253,13 @@ impl Receiver {
         m.live.set_settled(base);
         m.live.set_applied(self.replica.log.end(), base);
         self.replica.save_state(&mut m, |s| {
-            *s = super::replica::State { chain: epochs, copy: CopyState::Consistent, whole, suspect: false }
+            *s = super::replica::State {
+                chain: epochs,
+                copy: CopyState::Consistent,
+                whole,
+                suspect: false,
+                crashes: Vec::new(),
+            }
         })?;
         g.received = base;
         drop(m);
@@ -254,7 +285,10 @@ impl Receiver {
                 return true;
             }
         }
-        if let Err(e) = self.apply_next(buf) {
+        let applying = self.applying.lock();
+        let r = self.apply_next(buf);
+        drop(applying);
+        if let Err(e) = r {
             if matches!(e.errno, libc::ENOSPC | libc::EDQUOT) && e.kind == Kind::Failed {
                 // Decided entries wait for room; nothing is lost (G8).
                 log::error!("group {}: applying waits for space: {e}", self.replica.group);
@@ -297,7 +331,7 @@ impl Receiver {
 
     fn begin_txn(&self, at: u64, next: u64) -> Result<()> {
         let t = self.inner.lock().txns.front().copied().filter(|t| t.lsn == at);
-        let Some(Txn { from, to: Some(to), .. }) = t else {
+        let Some(Txn { common: from, to: Some(to), .. }) = t else {
             return Err(Error::corrupt("entry log: unknown transaction"));
         };
         self.replica.set_between(true)?;
@@ -317,6 +351,7 @@ impl Receiver {
                 s.copy = CopyState::Consistent;
                 s.whole = Seq(0);
                 s.suspect = false;
+                s.was_primary = false;
             })?;
             m.live.set_last_seq(c.to);
             m.live.set_settled(c.to);
@@ -417,6 +452,7 @@ impl Inner {
                     return Err(Error::corrupt(format!("entry {} came after {}", e.seq.0, cursor.0)));
                 }
                 *cursor = (*cursor).max(e.seq);
+                self.fsync |= matches!(e.op, Op::Fsync);
                 if let (Op::EpochStart { epoch }, false) = (&e.op, open) {
                     self.pending.push(epoch.clone());
                 }
@@ -432,7 +468,7 @@ impl Inner {
                 if open || b.from != self.received || b.id == 0 {
                     return Err(Error::corrupt("transaction begins at the wrong place"));
                 }
-                self.txns.push_back(Txn { lsn, id: b.id, from: b.from, to: None, cursor: b.base });
+                self.txns.push_back(Txn { lsn, id: b.id, common: b.common, to: None, cursor: b.base });
             }
             FrameKind::TxnCommit => {
                 let c: TxnCommit = codec::decode(frame::head_part(f, head))?;

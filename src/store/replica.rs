@@ -35,6 +35,8 @@ pub struct State {
     pub suspect: bool,
     /// Unclean ends as primary: (everything up to here had finished, last position given out). Latest last.
     pub crashes: Vec<(Seq, Seq)>,
+    /// It was primary since it last received a copy or resync: its tree may have what no entry tells of.
+    pub was_primary: bool,
 }
 
 /// Unclean ends remembered, count.
@@ -111,7 +113,7 @@ impl Replica {
         let mut state = match files::load::<State>(&state_path, MAGIC, VERSION)? {
             Some(s) => s,
             None => {
-                State { chain: Vec::new(), copy: CopyState::Empty, whole: Seq(0), suspect: false, crashes: Vec::new() }
+                State { chain: Vec::new(), copy: CopyState::Empty, whole: Seq(0), suspect: false, crashes: Vec::new(), was_primary: false }
             }
         };
         if left == Left::PowerLoss && !state.suspect {
@@ -292,11 +294,14 @@ impl Replica {
         links
     }
 
-    /// From where the journal must be read to plan for a replica at `p`: earlier than `p` where a change may have reached
-    /// the tree without its place in the order (a crash), or where this replica passed over `p` in one step.
-    pub fn plan_from(m: &Meta, p: Seq) -> Seq {
-        let low = m.state.crashes.iter().filter(|(low, head)| *low < p && p <= *head).map(|(low, _)| *low).min();
-        m.journal.plan_from(low.unwrap_or(p).min(p))
+    /// For a replica that agrees with this one up to `p`: the position to plan from (earlier than `p` where this replica
+    /// passed over it in one step), and the one to read the journal from (earlier still where a change may have reached
+    /// the tree without its place in the order, before a crash).
+    pub fn plan_from(m: &Meta, p: Seq) -> (Seq, Seq) {
+        let common = m.journal.plan_from(p);
+        let low =
+            m.state.crashes.iter().filter(|(low, head)| *low < common && common <= *head).map(|(low, _)| *low).min();
+        (common, low.unwrap_or(common))
     }
 
     /// True when the trees are at one point of the order.

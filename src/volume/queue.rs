@@ -140,6 +140,16 @@ impl Queue {
         (g.bytes, g.total)
     }
 
+    /// Bytes of the entries after `cursor`, as far as they are still here.
+    pub fn bytes_after(&self, cursor: Seq) -> u64 {
+        let g = self.inner.lock();
+        let first = g.items.front().map_or(0, |i| i.seq.0);
+        match g.items.get((cursor.0 + 1).saturating_sub(first) as usize) {
+            Some(i) => g.total - (i.total - i.frame.len() as u64),
+            None => 0,
+        }
+    }
+
     /// When the first entry after `cursor` was issued, if it is still known.
     pub fn time_after(&self, cursor: Seq) -> Option<Time> {
         let g = self.inner.lock();

@@ -1,0 +1,311 @@
+//! First copy and repair, at the source: everything is walked, in directory order, while writes go on.
+//!
+//! The names sent are those of one point Q (a watch tells what a listing read later was at Q); contents are taken as they
+//! are found. The receiver's tree is then "at Q, with contents partly newer": the entries after Q, from the queue or by
+//! a resync over the journal, make it exact. So an interrupted first copy is simply walked again: what has the same size
+//! and mtime is not sent twice.
+
+use super::session::{Session, Step};
+use super::source::{Differ, Source};
+use super::status::Progress;
+use super::tell;
+use crate::base::{DirId, Error, LinkId, Name, Seq, VolId, random_u64};
+use crate::format::msg::{Ask, Have, Listed, Msg, Told};
+use crate::format::op::{Attr, NodeKind, Op, Target};
+use crate::pair::plan::Extent;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+/// Directories listed in one question.
+const LISTS: usize = 32;
+/// How long the receiver may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+type Dirs = HashMap<DirId, Name>;
+
+impl Session {
+    /// Copies everything; returns Q, the point from which entries are to follow.
+    pub(super) fn copy_everything(&mut self) -> Step<Seq> {
+        let id = random_u64() | 1;
+        self.say(&Msg::Prepare { id, from: self.welcome.head, bytes: 0, first_copy: true })?;
+        match self.hear(PATIENCE)? {
+            Msg::Ready { id: i } if i == id => {}
+            _ => return Err(Error::corrupt("unexpected answer to the announcement of a first copy").into()),
+        }
+        let (q, epochs, watch, dirs) = {
+            let mut m = self.group.replica.order();
+            self.group.rotate(&mut m)?;
+            let dirs: Vec<Dirs> = self
+                .group
+                .replica
+                .regions
+                .iter()
+                .map(|r| r.ids.read().dirs().map(|(id, d)| (id, Name::new(d.parent, d.name.to_vec()))).collect())
+                .collect();
+            (m.live.last_seq(), m.state.chain.clone(), self.group.replica.watch(&mut m), dirs)
+        };
+        let src = Source { replica: self.group.replica.clone(), watch };
+        for (i, dirs) in dirs.iter().enumerate() {
+            self.copy_volume(&src, VolId(i as u16), dirs)?;
+        }
+        // A question answered means that everything before it was carried out.
+        self.ask(vec![Ask { vol: VolId(0), at: Target::Dir(DirId::ROOT), ranges: Vec::new() }])?;
+        let whole = self.group.head();
+        self.say(&Msg::CopyDone { id, base: q, whole, epochs })?;
+        match self.hear(Duration::from_secs(600))? {
+            Msg::Ready { id: i } if i == id => {}
+            _ => return Err(Error::corrupt("unexpected answer to the end of a first copy").into()),
+        }
+        self.group.update(self.index, |p| (p.received, p.durable, p.applied) = (q, q, q));
+        Ok(q)
+    }
+
+    fn copy_volume(&mut self, src: &Source, vol: VolId, dirs: &Dirs) -> Step<()> {
+        let theirs = self.their_dirs(vol)?;
+        let order = parents_first(dirs);
+        for (id, at) in &theirs {
+            if dirs.get(id) != Some(at) {
+                let op = rename(at.clone(), Name::new(DirId::STAGING, format!("dir-{:016x}", id.0)));
+                self.stage(vol, op, b"")?;
+            }
+        }
+        for id in &order {
+            let Some(at) = dirs.get(id) else { continue };
+            match theirs.get(id) {
+                Some(t) if t == at => {}
+                Some(_) => {
+                    let op = rename(Name::new(DirId::STAGING, format!("dir-{:016x}", id.0)), at.clone());
+                    self.stage(vol, op, b"")?;
+                }
+                None => {
+                    let attr = src.find_dir(vol, *id)?.map_or(Attr { mode: 0o700, ..src.default_attr() }, |f| f.attr());
+                    // Writable until everything is in it; its own mode comes at the end.
+                    let attr = Attr { mode: attr.mode | 0o700, ..attr };
+                    self.stage(vol, Op::Mkdir { at: at.clone(), id: *id, attr, pmtime: Default::default() }, b"")?;
+                }
+            }
+        }
+        let mut all = vec![DirId::ROOT];
+        all.extend(&order);
+        let known: HashSet<&Name> = dirs.values().collect();
+        let mut linked: HashMap<LinkId, Name> = HashMap::new();
+        let mut done = Progress { phase: "first copy".into(), ..Progress::default() };
+        for chunk in all.chunks(LISTS) {
+            let lists = self.their_lists(vol, chunk)?;
+            for (dir, theirs) in lists {
+                self.copy_dir(src, vol, dir, theirs.unwrap_or_default(), &known, &mut linked, &mut done)?;
+            }
+        }
+        for dir in all.iter().rev() {
+            self.copy_dir_attrs(src, vol, *dir)?;
+        }
+        Ok(())
+    }
+
+    fn their_dirs(&mut self, vol: VolId) -> Step<Dirs> {
+        let id = random_u64();
+        self.say(&Msg::DirsAsk { id, vol })?;
+        let mut out = Dirs::new();
+        loop {
+            match self.hear(PATIENCE)? {
+                Msg::DirsPart { id: i, dirs, last } if i == id => {
+                    out.extend(dirs);
+                    if last {
+                        return Ok(out);
+                    }
+                }
+                _ => return Err(Error::corrupt("unexpected answer to the question for directories").into()),
+            }
+        }
+    }
+
+    fn their_lists(&mut self, vol: VolId, dirs: &[DirId]) -> Step<Vec<(DirId, Option<Vec<Listed>>)>> {
+        let id = random_u64();
+        self.say(&Msg::ListAsk { id, vol, dirs: dirs.to_vec() })?;
+        let mut out: Vec<(DirId, Option<Vec<Listed>>)> = Vec::new();
+        loop {
+            match self.hear(PATIENCE)? {
+                Msg::ListPart { id: i, lists, last } if i == id => {
+                    for (d, l) in lists {
+                        // A large directory comes in several parts.
+                        match out.last_mut() {
+                            Some((pd, Some(pl))) if *pd == d => pl.extend(l.unwrap_or_default()),
+                            _ => out.push((d, l)),
+                        }
+                    }
+                    if last {
+                        return Ok(out);
+                    }
+                }
+                _ => return Err(Error::corrupt("unexpected answer to the question for listings").into()),
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn copy_dir(
+        &mut self,
+        src: &Source,
+        vol: VolId,
+        dir: DirId,
+        theirs: Vec<Listed>,
+        known: &HashSet<&Name>,
+        linked: &mut HashMap<LinkId, Name>,
+        done: &mut Progress,
+    ) -> Step<()> {
+        let region = self.group.replica.region(vol)?.clone();
+        let listing = tell::names(&region, dir)?.unwrap_or_default();
+        let names = src.watch.lock().names_at_q(vol, dir, listing);
+        let mut theirs: HashMap<Vec<u8>, Have> = theirs.into_iter().map(|l| (l.name, l.have)).collect();
+        let mut queries = Vec::new();
+        for n in names {
+            let at = Name::new(dir, n);
+            let have = theirs.remove(&at.name);
+            if known.contains(&at) {
+                continue;
+            }
+            if let Some(q) = self.copy_name(src, vol, &at, have, linked)? {
+                queries.push((at, q));
+            }
+            done.done_files += 1;
+            if done.done_files.is_multiple_of(64) {
+                self.show(done);
+            }
+        }
+        for chunk in queries.chunks(64) {
+            let asks = chunk.iter().map(|(_, a)| a.clone()).collect();
+            let tolds = self.ask(asks)?;
+            for ((at, _), told) in chunk.iter().zip(tolds) {
+                self.copy_content(src, vol, at, Some(told))?;
+            }
+        }
+        for (n, have) in theirs {
+            let at = Name::new(dir, n);
+            if !known.contains(&at) || have.mode & libc::S_IFMT != libc::S_IFDIR {
+                self.stage(vol, Op::Unlink { at, pmtime: Default::default() }, b"")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, done: &mut Progress) {
+        done.done_bytes = self.stats.bytes_copied;
+        done.rate_bytes_s = done.done_bytes as f64 / self.begun.elapsed().as_secs_f64().max(1e-3);
+        self.pair.set_progress(Some(done.clone()));
+    }
+
+    /// One name that is not a directory's. Returns the question to ask when its content must be compared first.
+    fn copy_name(
+        &mut self,
+        src: &Source,
+        vol: VolId,
+        at: &Name,
+        have: Option<Have>,
+        linked: &mut HashMap<LinkId, Name>,
+    ) -> Step<Option<Ask>> {
+        self.stats.files_examined += 1;
+        let pmtime = Default::default();
+        let Some(found) = src.find(vol, at)? else {
+            // Gone since Q: the entry that removes it needs something to remove.
+            if have.is_none() {
+                let op = Op::Create { at: at.clone(), kind: NodeKind::File, attr: src.default_attr(), pmtime };
+                self.stage(vol, op, b"")?;
+            }
+            return Ok(None);
+        };
+        if found.stat().is_dir() {
+            return Ok(None);
+        }
+        let lid = self.group.replica.region(vol)?.link_names(at).map(|(l, _)| l);
+        if let Some(lid) = lid {
+            if let Some(first) = linked.get(&lid).cloned() {
+                if have.as_ref().and_then(|h| h.lid) != Some(lid) {
+                    if have.is_some() {
+                        self.stage(vol, Op::Unlink { at: at.clone(), pmtime }, b"")?;
+                    }
+                    self.stage(vol, Op::Link { from: first, to: at.clone(), lid, pmtime }, b"")?;
+                }
+                return Ok(None);
+            }
+            linked.insert(lid, at.clone());
+        }
+        let usable = have.filter(|h| same_kind(h, &found) && h.lid == lid);
+        match usable {
+            Some(h) if found.stat().is_file() && h.size == found.stat().size && h.mtime == found.stat().mtime => {
+                for op in found.attr_ops(Target::File(at.clone()), None, false)? {
+                    self.stage(vol, op, b"")?;
+                }
+                Ok(None)
+            }
+            Some(_) => Ok(Some(Ask { vol, at: Target::File(at.clone()), ranges: vec![(0, u64::MAX)] })),
+            None => {
+                let op = Op::Create { at: at.clone(), kind: found.kind()?, attr: found.attr(), pmtime };
+                self.stage(vol, Op::Unlink { at: at.clone(), pmtime }, b"")?;
+                self.stage(vol, op, b"")?;
+                self.copy_content(src, vol, at, None)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn copy_content(&mut self, src: &Source, vol: VolId, at: &Name, told: Option<Told>) -> Step<()> {
+        let Some(found) = src.find(vol, at)? else { return Ok(()) };
+        let mut d = Differ::new(&found, &told, &Extent::Whole);
+        while let Some((op, data)) = d.next(at)? {
+            self.stage(vol, op, &data)?;
+        }
+        self.stats.bytes_copied += d.bytes;
+        self.stats.files_copied += (d.bytes > 0 || told.is_none()) as u64;
+        for op in found.attr_ops(Target::File(at.clone()), told.as_ref().and_then(|t| t.have.as_ref()), true)? {
+            self.stage(vol, op, b"")?;
+        }
+        Ok(())
+    }
+}
+
+fn rename(from: Name, to: Name) -> Op {
+    Op::Rename { from, to, flags: 0, from_pmtime: Default::default(), to_pmtime: Default::default() }
+}
+
+fn same_kind(h: &Have, f: &super::source::Found) -> bool {
+    let s = f.stat();
+    h.mode & libc::S_IFMT == s.mode & libc::S_IFMT
+        && h.rdev == s.rdev
+        && f.kind().is_ok_and(|k| match k {
+            NodeKind::Symlink(t) => t == h.target,
+            _ => true,
+        })
+}
+
+/// Directory ids so that each comes after its parent.
+fn parents_first(dirs: &Dirs) -> Vec<DirId> {
+    let mut out = Vec::with_capacity(dirs.len());
+    let mut seen: HashSet<DirId> = HashSet::new();
+    for start in dirs.keys() {
+        let mut chain = Vec::new();
+        let mut at = *start;
+        while let Some(n) = dirs.get(&at) {
+            if !seen.insert(at) {
+                break;
+            }
+            chain.push(at);
+            at = n.dir;
+        }
+        out.extend(chain.into_iter().rev());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_directory_comes_after_its_parent() {
+        let n = |d, s: &str| Name::new(DirId(d), s);
+        let dirs = [(DirId(20), n(1, "a")), (DirId(21), n(20, "b")), (DirId(22), n(21, "c")), (DirId(23), n(20, "d"))];
+        let o = parents_first(&dirs.iter().cloned().collect());
+        let pos = |d: u64| o.iter().position(|x| *x == DirId(d)).unwrap();
+        assert!(pos(20) < pos(21) && pos(21) < pos(22) && pos(20) < pos(23) && o.len() == 4);
+    }
+}

@@ -1,0 +1,517 @@
+//! One link of an outgoing pair, at the side that has the primary region: greeting, the way forward, then the stream.
+//!
+//! ```text
+//! dial ─▶ Hello/Welcome ─▶ catch-up  (the entries are still in the queue)
+//!                      ├─▶ resync    (by state, from the journals of both)      ─▶ stream entries, PAIR
+//!                      └─▶ first copy / repair (walk everything)
+//! ```
+
+use super::pairs::Pair;
+use super::status::ResyncStats;
+use crate::base::{At, Error, Kind, Result, Seq, limits};
+use crate::format::frame::FrameKind;
+use crate::format::msg::{CopyState, Hello, Msg, RejectCode, VERSION, Welcome};
+use crate::net::{Closer, FrameReader, FrameWriter, Link};
+use crate::pair::chain::{Chain, Winner};
+use crate::pair::state::{Event, Mode, Reason, State};
+use crate::volume::group::Group;
+use crate::volume::queue::{Fetch, Item};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Time-outs of a link, from the site file.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// No byte for this long: broken.
+    pub link: Duration,
+    /// Between two pings.
+    pub heartbeat: Duration,
+    /// Oldest unacknowledged entry.
+    pub progress: Duration,
+}
+
+/// How a session ended without an error.
+#[derive(Debug)]
+pub enum End {
+    /// Asked to stop (suspend, cut, shutdown).
+    Stopped,
+    /// The peer follows a newer primary: this node is stale (G3).
+    Stale,
+}
+
+/// What a session works on.
+pub struct Session {
+    pub(super) group: Arc<Group>,
+    pub(super) pair: Arc<Pair>,
+    pub(super) index: usize,
+    pub(super) timing: Timing,
+    pub(super) group_id: u64,
+    pub(super) w: FrameWriter,
+    pub(super) rx: Receiver<Msg>,
+    pub(super) welcome: Welcome,
+    pub(super) stats: ResyncStats,
+    pub(super) begun: Instant,
+    alive: Arc<AtomicBool>,
+    suspended: Arc<parking_lot::Mutex<Option<String>>>,
+    stop: Arc<AtomicBool>,
+    closer: Closer,
+    last_ping: Instant,
+    touched: HashSet<u64>,
+}
+
+/// Why a session failed, with the fault for the pair's state.
+pub struct Failure {
+    /// For the state table.
+    pub reason: Reason,
+    /// For people.
+    pub error: Error,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let reason = match error.kind {
+            Kind::Refused => Reason::PeerRefused,
+            Kind::Timeout => Reason::ProgressTimeout,
+            _ => Reason::LinkLost,
+        };
+        Failure { reason, error }
+    }
+}
+
+/// `Result` of a session's steps.
+pub type Step<T> = std::result::Result<T, Failure>;
+
+fn failed<T>(reason: Reason, error: Error) -> Step<T> {
+    Err(Failure { reason, error })
+}
+
+/// What is needed to open a session.
+pub struct Opening {
+    /// The group at its primary.
+    pub group: Arc<Group>,
+    /// The pair.
+    pub pair: Arc<Pair>,
+    /// The pair's index in the group's gate.
+    pub index: usize,
+    /// This site.
+    pub site: String,
+    /// Volumes: name, port, LU.
+    pub volumes: Vec<(String, String, u32)>,
+    /// The group's random id.
+    pub group_id: u64,
+    /// Time-outs.
+    pub timing: Timing,
+    /// Set when the session is to end.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Greets over a fresh link. `Ok(Err(End))`: no session, but nothing is wrong with the link.
+pub fn open(o: Opening, link: Link) -> Step<std::result::Result<Session, End>> {
+    let closer = link.closer();
+    let (mut r, mut w) = link.split();
+    let (chain, head) = {
+        let m = o.group.replica.order();
+        (m.state.chain.clone(), m.live.last_seq())
+    };
+    let hello = Hello {
+        version: VERSION,
+        site: o.site,
+        group: o.group.name.clone(),
+        group_id: o.group_id,
+        pair: o.pair.name.clone(),
+        is_async: o.pair.mode == Mode::Async,
+        volumes: o.volumes,
+        chain,
+        head,
+    };
+    w.send(&Msg::Hello(hello).frame()?)?;
+    let mut buf = Vec::new();
+    let h = r.recv_within(&mut buf, o.timing.link.max(Duration::from_secs(5)))?;
+    let answer = if h.kind == FrameKind::Msg {
+        Msg::parse(&buf, &h)?
+    } else {
+        return failed(Reason::PeerRefused, Error::corrupt("the peer answered with something else than a welcome"));
+    };
+    let welcome = match answer {
+        Msg::Welcome(x) => x,
+        Msg::Reject { code: RejectCode::StalePrimary, .. } => return Ok(Err(End::Stale)),
+        Msg::Reject { code: RejectCode::SplitBrain, text, .. } => {
+            return failed(Reason::SplitBrain, Error::refused(text));
+        }
+        Msg::Reject { code: RejectCode::Fault, text, .. } => return failed(Reason::RemoteFault, Error::refused(text)),
+        Msg::Reject { text, .. } => return failed(Reason::PeerRefused, Error::refused(text)),
+        _ => {
+            return failed(Reason::PeerRefused, Error::corrupt("the peer answered with something else than a welcome"));
+        }
+    };
+    let (tx, rx) = unbounded();
+    let alive = Arc::new(AtomicBool::new(true));
+    let suspended = Arc::new(parking_lot::Mutex::new(None));
+    let reader = Reader {
+        r,
+        tx,
+        group: o.group.clone(),
+        index: o.index,
+        alive: alive.clone(),
+        suspended: suspended.clone(),
+        closer: closer.clone(),
+        link_timeout: o.timing.link,
+    };
+    std::thread::Builder::new()
+        .name(format!("acks-{}", o.pair.name))
+        .spawn(move || reader.run())
+        .map_err(Error::from)?;
+    Ok(Ok(Session {
+        group: o.group,
+        pair: o.pair,
+        index: o.index,
+        timing: o.timing,
+        group_id: o.group_id,
+        w,
+        rx,
+        welcome,
+        stats: ResyncStats::default(),
+        begun: Instant::now(),
+        alive,
+        suspended,
+        stop: o.stop,
+        closer,
+        last_ping: Instant::now(),
+        touched: HashSet::new(),
+    }))
+}
+
+struct Reader {
+    r: FrameReader,
+    tx: Sender<Msg>,
+    group: Arc<Group>,
+    index: usize,
+    alive: Arc<AtomicBool>,
+    suspended: Arc<parking_lot::Mutex<Option<String>>>,
+    closer: Closer,
+    link_timeout: Duration,
+}
+
+impl Reader {
+    fn run(mut self) {
+        if let Err(e) = self.read() {
+            log::debug!("group {}: reading from the peer ended: {e}", self.group.name);
+        }
+        self.alive.store(false, Ordering::SeqCst);
+        self.closer.close();
+        self.group.queue.wake();
+        self.group.update(self.index, |_| {});
+    }
+
+    fn read(&mut self) -> Result<()> {
+        self.r.set_read_timeout(Some(self.link_timeout))?;
+        let mut buf = Vec::new();
+        loop {
+            let h = self.r.recv(&mut buf)?;
+            if h.kind != FrameKind::Msg {
+                return Err(Error::corrupt("an entry came from the secondary"));
+            }
+            match Msg::parse(&buf, &h)? {
+                Msg::Ack { received, durable, applied } | Msg::Pong { received, durable, applied } => {
+                    self.group.update(self.index, |p| {
+                        p.received = p.received.max(received);
+                        p.durable = p.durable.max(durable);
+                        p.applied = applied;
+                    });
+                }
+                Msg::Suspend { reason } => {
+                    *self.suspended.lock() = Some(reason.clone());
+                    return Err(Error::failed(reason));
+                }
+                m => {
+                    if self.tx.send(m).is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.closer.close();
+    }
+}
+
+impl Session {
+    /// Brings the peer up to date and keeps it so. Returns when asked to stop; every failure names its reason.
+    pub fn run(&mut self) -> Step<End> {
+        let start = self.way_forward()?;
+        self.stream(start)
+    }
+
+    pub(super) fn check(&self) -> Step<()> {
+        if let Some(why) = self.suspended.lock().clone() {
+            let reason = if why.contains("space") { Reason::Full } else { Reason::RemoteFault };
+            return failed(reason, Error::failed(why));
+        }
+        if !self.alive.load(Ordering::SeqCst) {
+            return failed(Reason::LinkLost, Error::link(format!("the link to site {} broke", self.pair.peer)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst) || self.group.is_stopped()
+    }
+
+    /// Sends a control message.
+    pub(super) fn say(&mut self, m: &Msg) -> Step<()> {
+        let f = m.frame()?;
+        self.raw(&f)
+    }
+
+    /// Sends a whole frame.
+    pub(super) fn raw(&mut self, frame: &[u8]) -> Step<()> {
+        if let Err(e) = self.w.send(frame) {
+            self.check()?;
+            return Err(e.into());
+        }
+        Ok(())
+    }
+
+    /// Waits for the peer's next message of the resync, pinging meanwhile.
+    pub(super) fn hear(&mut self, patience: Duration) -> Step<Msg> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.rx.recv_timeout(Duration::from_millis(200)) {
+                Ok(m) => return Ok(m),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.ping(false)?;
+                    self.check()?;
+                    if self.stopping() {
+                        return failed(Reason::LinkLost, Error::link("asked to stop"));
+                    }
+                    if Instant::now() > until {
+                        return failed(
+                            Reason::ProgressTimeout,
+                            Error::new(Kind::Timeout, "the peer did not answer in time"),
+                        );
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.check()?;
+                    return failed(Reason::LinkLost, Error::link("the link broke"));
+                }
+            }
+        }
+    }
+
+    fn ping(&mut self, in_pair: bool) -> Step<()> {
+        if self.last_ping.elapsed() >= self.timing.heartbeat {
+            self.last_ping = Instant::now();
+            let (head, trim) = (self.group.head(), self.group.trim());
+            self.say(&Msg::Ping { head, trim, in_pair })?;
+        }
+        Ok(())
+    }
+
+    /// Chooses and goes one of the three ways; returns the position from which entries follow.
+    fn way_forward(&mut self) -> Step<Seq> {
+        let (chain, head) = {
+            let m = self.group.replica.order();
+            (self.group.replica.chain(&m), m.live.last_seq())
+        };
+        let theirs = Chain::from_epochs(self.welcome.chain.clone());
+        theirs.validate(self.welcome.head).at("the peer's epochs")?;
+        if self.welcome.copy != CopyState::Consistent || self.welcome.chain.is_empty() {
+            return self.first_copy("the peer has no complete copy yet");
+        }
+        match chain.winner(head, &theirs, self.welcome.head) {
+            Some(Winner::Theirs) => {
+                return failed(Reason::PeerRefused, Error::refused("the peer follows a newer primary"));
+            }
+            Some(Winner::SplitBrain) => {
+                return failed(
+                    Reason::SplitBrain,
+                    Error::refused("both sites were primary under one epoch number: choose which one wins"),
+                );
+            }
+            None if chain.common(head, &theirs, self.welcome.head).is_none() => {
+                return self.first_copy("the peer's history has nothing in common with ours");
+            }
+            _ => {}
+        }
+        let Some(common) = chain.common(head, &theirs, self.welcome.head) else {
+            return self.first_copy("the peer's history has nothing in common with ours");
+        };
+        let caught_up = self.welcome.exact && common == self.welcome.head && self.group.queue.reaches(common);
+        if caught_up {
+            self.group.update(self.index, |p| (p.received, p.durable) = (common, p.durable.min(common)));
+            if !matches!(self.pair.state(), State::Pair | State::CopyResync | State::Copy) {
+                self.pair.event(Event::Resync, Some("catching up".into()))?;
+            }
+            return Ok(common);
+        }
+        let begins = self.group.replica.order().journal.begins_after();
+        if begins > common || (common < self.welcome.head && self.welcome.journal_after > common) {
+            return self.first_copy("the journals do not reach back to the common point");
+        }
+        if !matches!(self.pair.state(), State::CopyResync) {
+            self.enter_copy(false, "resync by the journals")?;
+        }
+        self.resync(common)
+    }
+
+    /// Moves the pair's state to copying, from whatever it is in.
+    pub(super) fn enter_copy(&self, first: bool, why: &str) -> Step<()> {
+        let s = self.pair.state();
+        let why = Some(why.to_owned());
+        match s {
+            State::Copy => {}
+            State::Smpl => {
+                self.pair.event(Event::Create { no_copy: false }, why)?;
+            }
+            State::CopyResync | State::Pair if first => {
+                self.pair.event(Event::Fault(Reason::RemoteFault), why.clone())?;
+                self.pair.event(Event::Resync, why)?;
+            }
+            State::CopyResync => {}
+            State::Pair => {
+                self.pair.event(Event::Fault(Reason::LinkLost), why.clone())?;
+                self.pair.event(Event::Resync, why)?;
+            }
+            _ => {
+                self.pair.event(Event::Resync, why)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn first_copy(&mut self, why: &str) -> Step<Seq> {
+        log::info!("group {} pair {}: first copy: {why}", self.group.name, self.pair.name);
+        self.enter_copy(true, why)?;
+        let base = self.copy_everything()?;
+        if self.group.queue.reaches(base) {
+            return Ok(base);
+        }
+        self.welcome.exact = true;
+        self.welcome.head = base;
+        self.resync(base)
+    }
+
+    /// Sends entries after `cursor` as they come.
+    fn stream(&mut self, mut cursor: Seq) -> Step<End> {
+        let is_async = self.pair.mode == Mode::Async;
+        let target = self.group.head();
+        let mut in_pair = false;
+        let mut enforced = None;
+        loop {
+            self.check()?;
+            if self.stopping() {
+                return Ok(End::Stopped);
+            }
+            let upto = if is_async { self.group.async_limit() } else { Seq(u64::MAX) };
+            match self.group.queue.fetch(cursor, upto, limits::BATCH_BYTES, limits::BATCH_ENTRIES) {
+                Fetch::Items(items) => {
+                    if !in_pair {
+                        self.tally(&items);
+                    }
+                    let frames: Vec<&[u8]> = items.iter().map(|i| i.frame.as_slice()).collect();
+                    if let Err(e) = self.w.send_many(&frames) {
+                        self.check()?;
+                        return Err(e.into());
+                    }
+                    if let Some(last) = items.last() {
+                        cursor = last.seq;
+                        let total = last.total;
+                        self.group.update(self.index, |p| p.bytes = total);
+                    }
+                }
+                Fetch::Nothing if is_async && cursor >= upto => {
+                    self.group.wait_async_limit(cursor, Duration::from_millis(100))
+                }
+                Fetch::Nothing => self.group.queue.wait(cursor, Duration::from_millis(100)),
+                Fetch::Gone => {
+                    return failed(
+                        Reason::Behind,
+                        Error::failed("behind: more was written than the queue holds; a resync by the journal follows"),
+                    );
+                }
+            }
+            self.ping(in_pair)?;
+            if !in_pair {
+                in_pair = self.try_pair(cursor, target, &mut enforced)?;
+            } else {
+                self.watch_progress(cursor)?;
+            }
+        }
+    }
+
+    /// PAIR once the peer has everything: for a sync pair, once answers wait for it from a point on and it has that point.
+    fn try_pair(&mut self, cursor: Seq, target: Seq, enforced: &mut Option<Seq>) -> Step<bool> {
+        let p = self.group.progress(self.index);
+        if self.pair.mode == Mode::Sync {
+            if enforced.is_none() && self.group.queue.bytes_after(cursor) < limits::BATCH_BYTES as u64 {
+                *enforced = Some(self.group.enforce(self.index));
+            }
+            if enforced.is_none_or(|e| p.received < e) {
+                return Ok(false);
+            }
+        } else if p.received < target {
+            return Ok(false);
+        }
+        if self.welcome.copy == CopyState::Consistent || self.begun.elapsed() > Duration::ZERO {
+            self.stats.seconds = self.begun.elapsed().as_secs_f64();
+            self.stats.files_copied = self.stats.files_copied.max(self.touched.len() as u64);
+            self.stats.files_examined = self.stats.files_examined.max(self.stats.files_copied);
+            self.pair.set_last_resync(self.stats.clone());
+        }
+        let event = match self.pair.state() {
+            State::Copy => Event::CopyDone,
+            State::Pair => {
+                self.pair.say(None);
+                return self.now_paired();
+            }
+            _ => Event::ResyncDone,
+        };
+        self.pair.event(event, None)?;
+        self.now_paired()
+    }
+
+    fn now_paired(&mut self) -> Step<bool> {
+        let (head, trim) = (self.group.head(), self.group.trim());
+        self.say(&Msg::Ping { head, trim, in_pair: true })?;
+        Ok(true)
+    }
+
+    fn tally(&mut self, items: &[Arc<Item>]) {
+        for i in items {
+            self.stats.bytes_copied += i.tally.data;
+            self.stats.renames += i.tally.rename as u64;
+            if i.tally.object != 0 {
+                self.touched.insert(i.tally.object);
+            }
+        }
+    }
+
+    /// The oldest entry that the peer has not acknowledged must not be too old (slow is not frozen, but it has an end).
+    fn watch_progress(&mut self, cursor: Seq) -> Step<()> {
+        let p = self.group.progress(self.index);
+        if p.received >= cursor || self.pair.mode == Mode::Async {
+            return Ok(());
+        }
+        if let Some(t) = self.group.queue.time_after(p.received) {
+            let age = crate::base::time::now().nanos_total().saturating_sub(t.nanos_total());
+            if age > self.timing.progress.as_nanos() as u64 {
+                return failed(
+                    Reason::ProgressTimeout,
+                    Error::new(
+                        Kind::Timeout,
+                        format!("entry {} is unacknowledged since {} s", p.received.0 + 1, age / 1_000_000_000),
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+}

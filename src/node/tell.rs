@@ -1,0 +1,154 @@
+//! What a receiver tells about its tree: states of objects, hashes of blocks, listings.
+
+use crate::base::{DirId, Name, Result, VolId, limits};
+use crate::format::msg::{Ask, BlockHash, Have, Listed, Told};
+use crate::format::op::Target;
+use crate::os::sys::{self, Stat};
+use crate::store::region::Region;
+use crate::store::replica::Replica;
+use std::os::fd::OwnedFd;
+
+/// Blocks hashed for one question at most, count (bounds the answer, G10).
+const BLOCKS_MAX: u64 = 128 << 10;
+
+/// The hash of a block.
+pub fn hash(block: &[u8]) -> [u8; 16] {
+    let h = blake3::hash(block);
+    let mut out = [0u8; 16];
+    out.copy_from_slice(&h.as_bytes()[..16]);
+    out
+}
+
+/// Reads `from..to` (both block-aligned, or `to` the end of the file) and says what each block is. Blocks in holes are
+/// `None`. The bytes read are left in `buf` (zeros in holes).
+pub fn blocks(fd: &OwnedFd, from: u64, to: u64, buf: &mut Vec<u8>) -> Result<Vec<BlockHash>> {
+    const B: u64 = limits::COMPARE_BLOCK_BYTES;
+    buf.clear();
+    buf.resize((to - from) as usize, 0);
+    let mut out = vec![None; (to - from).div_ceil(B) as usize];
+    let mut at = from;
+    while at < to {
+        let Some(data) = sys::seek(fd, at, libc::SEEK_DATA)?.filter(|d| *d < to) else { break };
+        let start = data / B * B;
+        let end = sys::seek(fd, data, libc::SEEK_HOLE)?.unwrap_or(to).div_ceil(B).saturating_mul(B).min(to);
+        let (a, b) = ((start.max(from) - from) as usize, (end - from) as usize);
+        let Some(part) = buf.get_mut(a..b) else { break };
+        let n = sys::pread_full(fd, part, start.max(from))?;
+        for (i, chunk) in part.get(..n).unwrap_or(&[]).chunks(B as usize).enumerate() {
+            if let Some(o) = out.get_mut(a / B as usize + i) {
+                *o = Some(hash(chunk));
+            }
+        }
+        at = end;
+    }
+    Ok(out)
+}
+
+/// The state of an object whose stat is known.
+pub fn have(region: &Region, at: &Target, st: &Stat, xattrs: bool) -> Result<Have> {
+    let (dir, name) = region.reach(at)?;
+    let lid = match at {
+        Target::File(n) => region.ids.read().link_of(n),
+        Target::Dir(_) => None,
+    };
+    let mut h = Have {
+        mode: st.mode,
+        uid: st.uid,
+        gid: st.gid,
+        size: if st.is_file() { st.size } else { 0 },
+        mtime: st.mtime,
+        rdev: st.rdev,
+        target: Vec::new(),
+        dir: if st.is_dir() { region.dir_by_ino(st.ino) } else { None },
+        lid,
+        xattrs: Vec::new(),
+    };
+    if st.is_symlink() {
+        h.target = sys::readlinkat(&*dir, name)?;
+    }
+    if xattrs {
+        h.xattrs = all_xattrs(&dir, name)?;
+    }
+    Ok(h)
+}
+
+/// All extended attributes that are copied, sorted by name.
+pub fn all_xattrs(dir: &OwnedFd, name: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut out = Vec::new();
+    let names = match sys::listxattr(dir, name) {
+        Ok(n) => n,
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(out),
+        Err(e) => return Err(e.into()),
+    };
+    for k in names {
+        if k == b"security.selinux" {
+            continue;
+        }
+        if let Ok(v) = sys::getxattr(dir, name, &k) {
+            out.push((k, v));
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+/// Answers one question.
+pub fn tell(replica: &Replica, ask: &Ask) -> Result<Told> {
+    let region = replica.region(ask.vol)?;
+    let st = match region
+        .reach(&ask.at)
+        .and_then(|(d, n)| Ok(if n.is_empty() { sys::fstat(&*d)? } else { sys::statat(&*d, n)? }))
+    {
+        Ok(st) => st,
+        Err(e) if e.errno == libc::ENOENT => return Ok(Told { have: None, blocks: Vec::new() }),
+        Err(e) => return Err(e),
+    };
+    let mut told = Told { have: Some(have(region, &ask.at, &st, true)?), blocks: Vec::new() };
+    if let (true, Target::File(n), false) = (st.is_file(), &ask.at, ask.ranges.is_empty()) {
+        let fd = region.open_file(n, libc::O_RDONLY)?;
+        let (mut buf, mut left) = (Vec::new(), BLOCKS_MAX);
+        for (from, to) in &ask.ranges {
+            let from = from / limits::COMPARE_BLOCK_BYTES * limits::COMPARE_BLOCK_BYTES;
+            let to = (*to).min(st.size);
+            let mut all = Vec::new();
+            let mut at = from;
+            while at < to && left > 0 {
+                let end = to.min(at + (1 << 20));
+                let b = blocks(&fd, at, end, &mut buf)?;
+                left = left.saturating_sub(b.len() as u64);
+                all.extend(b);
+                at = end;
+            }
+            told.blocks.push(all);
+        }
+    }
+    Ok(told)
+}
+
+/// Lists a directory, `None` when there is none with this id.
+pub fn list(replica: &Replica, vol: VolId, dir: DirId) -> Result<Option<Vec<Listed>>> {
+    let region = replica.region(vol)?;
+    let Some(names) = names(region, dir)? else { return Ok(None) };
+    let fd = region.dirfd(dir)?;
+    let mut out = Vec::new();
+    for name in names {
+        let Ok(st) = sys::statat(&*fd, &name) else { continue };
+        let at = Name::new(dir, name.clone());
+        let target = Target::File(at);
+        out.push(Listed { name, have: have(region, &target, &st, false)? });
+    }
+    Ok(Some(out))
+}
+
+/// The names in a directory, without `.` and `..`; `None` when there is none with this id.
+pub fn names(region: &Region, dir: DirId) -> Result<Option<Vec<Vec<u8>>>> {
+    let fd = match region.dirfd(dir) {
+        Ok(fd) => fd,
+        Err(e) if e.errno == libc::ENOENT => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let Ok(open) = sys::openat(&*fd, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0) else { return Ok(None) };
+    let (mut buf, mut list) = (vec![0u8; 64 << 10], Vec::new());
+    while sys::getdents(&open, &mut buf, &mut list)? {}
+    Ok(Some(list.into_iter().map(|d| d.name).filter(|n| n != b"." && n != b"..").collect()))
+}
