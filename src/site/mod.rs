@@ -1,1 +1,8 @@
-//! (being built)
+//! Procedures over whole sites: the test bed and the demonstration.
+
+pub mod keys;
+pub mod lab;
+pub mod lab_files;
+mod lab_wait;
+pub mod process;
+pub mod text;
