@@ -6,6 +6,7 @@ use super::wait::Line;
 use super::{say, say_json};
 use crate::base::{Error, Result};
 use crate::node::config::Fence;
+use crate::site::demo::{self, Stage};
 use crate::site::lab::Lab;
 use crate::site::lab_files::Options;
 use std::path::Path;
@@ -92,6 +93,9 @@ fn status(lab: &Lab, json: bool) -> Result<()> {
 }
 
 /// `kagami demo`.
-pub fn demo(_a: &DemoArgs) -> Result<()> {
-    Err(Error::failed("the demonstration is not built in yet"))
+pub fn demo(a: &DemoArgs) -> Result<()> {
+    let line = Line::interruptible()?;
+    let colour = Look::of_stdout().colour;
+    let stage = Stage { say: &|s| line.say(s), notify: &|s| line.set(s), colour, fast: a.fast };
+    demo::run(a.dir.as_deref(), &stage)
 }

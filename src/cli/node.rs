@@ -34,7 +34,9 @@ pub fn run(config: Config, a: &NodeArgs) -> Result<()> {
     let r = crate::node::run(config, crate::node::Options::default());
     match &r {
         Ok(()) => log::info!("ended"),
-        Err(e) => log::error!("{e}"),
+        // Otherwise standard error is the log, and the error comes there anyway.
+        Err(e) if a.log_file.is_some() => log::error!("{e}"),
+        Err(_) => {}
     }
     r
 }

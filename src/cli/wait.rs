@@ -40,6 +40,11 @@ impl Line {
         Ok(line)
     }
 
+    /// Prints without disturbing the line.
+    pub fn say(&self, text: &str) {
+        self.bar.suspend(|| super::say(text));
+    }
+
     /// Shows where it stands; an error after Ctrl-C.
     pub fn set(&self, text: &str) -> Result<()> {
         self.bar.set_message(text.to_owned());

@@ -218,11 +218,11 @@ impl Source<'_> {
     fn name(&self, what: &str, s: &Str) -> Result<String> {
         let n = s.get_ref();
         let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-        if n.is_empty() || n.len() > 64 || !n.chars().all(ok) || n.starts_with(['.', '-']) {
+        if n.is_empty() || n.len() > 64 || !n.chars().all(ok) || !n.starts_with(|c: char| c.is_ascii_alphanumeric()) {
             return Err(self.at(
                 s,
                 format!(
-                    "{what} {n:?} is not a name; write 1 to 64 of the characters A-Z a-z 0-9 _ . - instead, the first not . or -"
+                    "{what} {n:?} is not a name; write 1 to 64 of the characters A-Z a-z 0-9 _ . - instead, the first a letter or digit"
                 ),
             ));
         }

@@ -62,8 +62,8 @@ fn pair(p: &PairStatus) -> Option<String> {
     let mut s = format!("pair {}: {}", p.name, p.state);
     if let Some(g) = &p.progress {
         s += &format!(" {}", g.phase);
-        if g.total_bytes > 0 {
-            s += &format!(" {} %", g.done_bytes.saturating_mul(100) / g.total_bytes);
+        if let Some(percent) = g.done_bytes.saturating_mul(100).checked_div(g.total_bytes) {
+            s += &format!(" {percent} %");
         }
     }
     if !p.lag.is_zero() {

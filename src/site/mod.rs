@@ -1,5 +1,7 @@
 //! Procedures over whole sites: the test bed and the demonstration.
 
+pub mod demo;
+mod demo_data;
 pub mod keys;
 pub mod lab;
 pub mod lab_files;
