@@ -2,7 +2,8 @@
 //!
 //! Relative paths are relative to the directory of the file, so that a site can be moved as a whole.
 
-use super::config_text::{self, Source};
+use super::config_source::Source;
+use super::config_text;
 use crate::base::{At, Error, Result, Site, limits};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod config_check;
+mod config_source;
 mod config_text;
 pub mod control;
 pub mod status;
