@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `kagami`: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    kagami::cli::main()
+}

@@ -2,7 +2,8 @@
 //!
 //! Relative paths are relative to the directory of the file, so that a site can be moved as a whole.
 
-use super::config_text::{self, Source};
+use super::config_source::Source;
+use super::config_text;
 use crate::base::{At, Error, Result, Site, limits};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -128,6 +129,21 @@ pub struct LimitsConfig {
 pub const JOURNAL_BYTES_DEFAULT: u64 = 256 << 20;
 /// Default for `log_mib`.
 pub const LOG_BYTES_DEFAULT: u64 = 512 << 20;
+
+/// The node's key and certificate ([`crate::net::Identity`]).
+pub fn identity_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("identity")
+}
+
+/// Peers accepted by token ([`crate::net::PeerStore`]); the site file's own keys come first.
+pub fn peers_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("peers")
+}
+
+/// Pending invitations ([`crate::net::Invites`]).
+pub fn invites_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("invites")
+}
 
 impl Default for LimitsConfig {
     fn default() -> LimitsConfig {

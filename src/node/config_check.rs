@@ -165,7 +165,7 @@ fn peer_warnings(c: &Config, out: &mut Vec<String>) {
     let used = |site: &str| c.groups.iter().any(|g| g.pairs_of(&c.node.site).any(|(_, o)| o == site));
     for p in c.peers.iter().filter(|p| used(&p.site)) {
         let tcp = p.addr.as_ref().is_some_and(|a| !a.starts_with("unix:"));
-        if tcp && p.key.is_none() && !c.node.state_dir.join("peers").exists() {
+        if tcp && p.key.is_none() && !super::config::peers_file(&c.node.state_dir).exists() {
             out.push(format!(
                 "peer {} has no key yet: `kagami peer invite` there and `kagami peer accept TOKEN` here",
                 p.site

@@ -300,9 +300,26 @@ pub fn is_running(state_dir: &Path) -> bool {
 ///
 /// The error is the node's own; [`Kind::Failed`] with what to do when none runs; [`Kind::Link`] when it ended before it
 /// answered.
-pub fn call(state_dir: &Path, req: &Request, mut on_progress: impl FnMut(Value)) -> Result<Value> {
+pub fn call(state_dir: &Path, req: &Request, on_progress: impl FnMut(Value)) -> Result<Value> {
+    call_within(state_dir, req, None, on_progress)
+}
+
+/// As [`call`], but [`Kind::Timeout`] when the node is silent for longer than `silence`.
+pub fn call_within(
+    state_dir: &Path,
+    req: &Request,
+    silence: Option<Duration>,
+    mut on_progress: impl FnMut(Value),
+) -> Result<Value> {
     let conn = connect(state_dir).map_err(|e| not_running(state_dir, &e))?;
-    let lost = |e: std::io::Error| Error::link(format!("the node ended before it answered ({e}); its log says why"));
+    conn.set_read_timeout(silence)?;
+    let lost = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            let s = silence.unwrap_or_default().as_secs();
+            Error::new(Kind::Timeout, format!("the node in {} did not answer within {s} s", state_dir.display()))
+        }
+        _ => Error::link(format!("the node ended before it answered ({e}); its log says why")),
+    };
     let line = serde_json::to_string(req).map_err(|e| Error::failed(format!("request: {e}")))?;
     (&conn).write_all(format!("{line}\n").as_bytes()).map_err(lost)?;
     let mut answers = BufReader::new(&conn);
@@ -315,20 +332,31 @@ pub fn call(state_dir: &Path, req: &Request, mut on_progress: impl FnMut(Value))
                 _ => Error::link("the node ended before it answered; its log says why"),
             });
         }
-        let strange =
-            |what: &str| Error::link(format!("the node's answer is not understood ({what}); is it another version?"));
-        let Ok(Value::Object(mut o)) = serde_json::from_slice::<Value>(&line) else {
-            return Err(strange("no JSON object"));
-        };
-        if let Some(p) = o.remove("progress") {
-            on_progress(p);
-        } else if let Some(v) = o.remove("ok") {
-            return Ok(v);
-        } else if let Some(e) = o.remove("error") {
-            return Err(remote_error(&e));
-        } else {
-            return Err(strange("neither ok nor error"));
+        match read_answer(&line)? {
+            Answer::Progress(p) => on_progress(p),
+            Answer::End(r) => return r,
         }
+    }
+}
+
+enum Answer {
+    Progress(Value),
+    End(Result<Value>),
+}
+
+fn read_answer(line: &[u8]) -> Result<Answer> {
+    let strange = |what| Error::link(format!("the node's answer is not understood ({what}); is it another version?"));
+    let Ok(Value::Object(mut o)) = serde_json::from_slice::<Value>(line) else {
+        return Err(strange("no JSON object"));
+    };
+    if let Some(p) = o.remove("progress") {
+        Ok(Answer::Progress(p))
+    } else if let Some(v) = o.remove("ok") {
+        Ok(Answer::End(Ok(v)))
+    } else if let Some(e) = o.remove("error") {
+        Ok(Answer::End(Err(remote_error(&e))))
+    } else {
+        Err(strange("neither ok nor error"))
     }
 }
 

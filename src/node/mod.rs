@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod config_check;
+mod config_source;
 mod config_text;
 pub mod control;
 mod copying;
@@ -15,12 +16,9 @@ mod tell;
 
 use crate::base::{Error, Result};
 
-/// How `kagami node` was started.
+/// How `kagami node` was started. (The pid file and the log are the command line's business.)
 #[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// Write the process id here, remove it at the end.
-    pub pid_file: Option<std::path::PathBuf>,
-}
+pub struct Options {}
 
 /// Runs the node of this site file until SIGTERM, SIGINT or the command `Stop`.
 pub fn run(_config: config::Config, _options: Options) -> Result<()> {

@@ -2,6 +2,7 @@
 //!
 //! Names are single path components (checked by the callers' types); symlinks are never followed.
 
+pub mod close;
 pub mod map;
 pub mod mountfd;
 pub mod sock;
