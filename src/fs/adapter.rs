@@ -14,7 +14,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the kernel may believe what it was told. Everything that changes the tree goes through it.
@@ -40,17 +40,20 @@ pub struct Adapter {
     v: Arc<Volume>,
     writeback: bool,
     tasks: Sender<Task>,
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 /// The thread beside the session.
 pub struct Worker {
     v: Arc<Volume>,
     tasks: Receiver<Task>,
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Worker {
     /// Starts it; it ends with the adapter.
     pub fn start(self, notifier: Notifier) -> Result<()> {
+        let _ = self.notifier.set(notifier.clone());
         std::thread::Builder::new().name("mount-aside".into()).spawn(move || {
             for t in self.tasks.iter() {
                 let node = match &t {
@@ -172,13 +175,23 @@ impl Adapter {
     pub fn new(v: Arc<Volume>) -> (Adapter, Worker) {
         let (tasks, rx) = crossbeam::channel::unbounded();
         let writeback = !v.order().write_through();
-        (Adapter { v: v.clone(), writeback, tasks }, Worker { v, tasks: rx })
+        let notifier = Arc::new(OnceLock::new());
+        let adapter = Adapter { v: v.clone(), writeback, tasks, notifier: notifier.clone() };
+        (adapter, Worker { v, tasks: rx, notifier })
     }
 
     fn run(&self, what: &str, f: impl FnOnce(&Volume)) {
         if catch_unwind(AssertUnwindSafe(|| f(&self.v))).is_err() {
             let e = Error::failed(format!("panic in {what}: this is a bug of kagami"));
             self.v.order().local_fault(self.v.vol(), &e);
+        }
+    }
+
+    /// Lets the kernel ask for a node's attributes again: with writeback it does not see what its writes allocate. The
+    /// node is in use by the request being served, and only attributes are dropped, so nothing is waited for.
+    fn forget_attrs(&self, node: INodeNo) {
+        if let Some(Err(e)) = self.notifier.get().map(|n| n.inval_inode(node, -1, 0)) {
+            log::debug!("node {node}: {e}");
         }
     }
 
@@ -430,7 +443,12 @@ impl Filesystem for Adapter {
             who.uid = 0;
         }
         self.run("write", |v| match v.write(fh.0, offset, data, how, &who) {
-            Ok(n) => reply.written(n as u32),
+            Ok(w) => {
+                if cached && w.allocated {
+                    self.forget_attrs(ino);
+                }
+                reply.written(w.len as u32);
+            }
             Err(e) => {
                 if !past_cache {
                     let _ = self.tasks.send(Task::Drop { node: ino.0 });
