@@ -161,6 +161,120 @@ fn times_before_1970_and_setuid_bits() {
 }
 
 #[test]
+fn another_region_takes_over_under_open_files() {
+    let lab = Lab::up(false);
+    let p = |name: &str| lab.mnt().join(name);
+    fs::create_dir(p("d")).unwrap();
+    // The regions give other inode numbers to the same files from here on.
+    fs::write(lab.dir().join("b/shift"), "").unwrap();
+    for i in 0..50 {
+        fs::write(p(&format!("d/f{i}")), format!("content {i}")).unwrap();
+    }
+    let f = fs::OpenOptions::new().read(true).write(true).open(p("d/f7")).unwrap();
+    let mut listing = fs::read_dir(p("d")).unwrap();
+    let mut seen = vec![listing.next().unwrap().unwrap().file_name()];
+    lab.compare();
+    lab.switch();
+    f.write_all_at(b"CONTENT", 0).unwrap();
+    f.sync_all().unwrap();
+    assert_eq!(fs::read(lab.dir().join("a/tree/d/f7")).unwrap(), b"content 7");
+    assert_eq!(fs::read(lab.dir().join("b/tree/d/f7")).unwrap(), b"CONTENT 7");
+    seen.extend(listing.map(|e| e.unwrap().file_name()));
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 50);
+    fs::rename(p("d/f8"), p("f8")).unwrap();
+    fs::create_dir(p("new")).unwrap();
+    fs::write(p("new/file"), "new").unwrap();
+    fs::remove_file(p("d/f9")).unwrap();
+    assert_eq!(fs::read(p("f8")).unwrap(), b"content 8");
+    for i in (0..50).filter(|i| ![7, 8, 9].contains(i)) {
+        assert_eq!(fs::read(p(&format!("d/f{i}"))).unwrap(), format!("content {i}").as_bytes());
+        assert_eq!(fs::metadata(p(&format!("d/f{i}"))).unwrap().len(), format!("content {i}").len() as u64);
+    }
+    fs::remove_dir_all(p("d")).unwrap();
+    assert_eq!(fs::read_dir(lab.dir().join("b/tree")).unwrap().count(), 2);
+    drop(f);
+    lab.end();
+}
+
+/// One random operation; errors are the business of whoever came first.
+fn disturb(mnt: &Path, rng: &mut support::Rng, held: &mut Vec<fs::File>) -> std::io::Result<()> {
+    let mut name = || mnt.join(format!("d{}/f{}", rng.below(4), rng.below(6)));
+    let (a, b) = (name(), name());
+    let dir = |i: u64| mnt.join(format!("d{i}"));
+    let mut data = vec![0; 1 + rng.below(30_000) as usize];
+    rng.fill(&mut data);
+    let off = rng.below(60_000);
+    let any = |rng: &mut support::Rng, held: &Vec<fs::File>| {
+        (!held.is_empty()).then(|| rng.below(held.len() as u64) as usize)
+    };
+    match rng.below(17) {
+        0 | 1 => fs::write(a, data)?,
+        2 => fs::rename(a, b)?,
+        3 => fs::remove_file(a)?,
+        4 | 5 => fs::hard_link(a, b)?,
+        6 => held.push(fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(a)?),
+        7 => std::os::unix::fs::symlink("nowhere", a)?,
+        8 | 9 => {
+            if let Some(i) = any(rng, held) {
+                held[i].write_all_at(&data, off)?;
+            }
+        }
+        10 => {
+            if let Some(i) = any(rng, held) {
+                held[i].set_len(off)?;
+            }
+        }
+        11 => {
+            if let Some(i) = any(rng, held) {
+                held.swap_remove(i);
+            }
+        }
+        12 => fs::set_permissions(a, fs::Permissions::from_mode(0o600 | (off as u32 & 0o177)))?,
+        13 => fs::rename(dir(off % 4), dir((off + 1) % 4))?,
+        14 => fs::create_dir(dir(off % 4))?,
+        15 => {
+            if let Some(i) = any(rng, held) {
+                held[i].sync_data()?;
+            }
+        }
+        _ => {
+            let root = fs::File::open(mnt)?;
+            let names = [format!("d{}", off % 4), format!("d{}", rng.below(4))].map(String::into_bytes);
+            kagami::os::sys::renameat2(&root, &names[0], &root, &names[1], 2)?;
+        }
+    }
+    Ok(())
+}
+
+fn disturbed(write_through: bool) {
+    let lab = Lab::up(write_through);
+    let steps = support::env_number("KAGAMI_DISTURB_STEPS", 3_000);
+    let seed = support::seed("disturbed");
+    let run = |n: u64| {
+        let (mut rng, mut held) = (support::Rng::new(seed + n), Vec::new());
+        (0..steps).filter(|_| disturb(lab.mnt(), &mut rng, &mut held).is_ok()).count()
+    };
+    let done: Vec<usize> = std::thread::scope(|s| {
+        let threads: Vec<_> = (0..4).map(|n| s.spawn(move || run(n))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    println!("operations that succeeded: {done:?}");
+    lab.finish();
+}
+
+#[test]
+fn four_disturb_each_other_with_writeback() {
+    disturbed(false);
+}
+
+#[test]
+fn four_disturb_each_other_with_write_through() {
+    disturbed(true);
+}
+
+#[test]
 fn a_mount_point_in_use_is_refused_and_a_dead_one_taken_over() {
     let lab = Lab::up(false);
     fs::write(lab.mnt().join("x"), "").unwrap();

@@ -59,7 +59,7 @@ impl Volume {
     }
 
     /// Makes and opens a regular file.
-    pub fn create(&self, parent: u64, name: &[u8], mode: u32, who: &Caller) -> Result<(Node, Opened)> {
+    pub fn create(&self, parent: u64, name: &[u8], mode: u32, flags: i32, who: &Caller) -> Result<(Node, Opened)> {
         self.region();
         let generation = self.generation.load(Ordering::Acquire);
         let (node, fd) = self.make_open(parent, name, Made::Node(NodeKind::File), mode, who)?;
@@ -68,7 +68,7 @@ impl Volume {
             Some(fd) => fd,
             None => self.open_object(&obj, libc::O_RDWR)?,
         };
-        let fh = self.files.add(OpenFile::new(obj, libc::O_RDWR, generation, fd));
+        let fh = self.files.add(OpenFile::new(obj, local_flags(flags), generation, fd));
         Ok((node, Opened { fh, node: Some(node) }))
     }
 

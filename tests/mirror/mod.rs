@@ -11,11 +11,14 @@ use kagami::volume::order::{Mark, Named, Order};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Sends what happens in one region to a second one, at once.
 pub struct MirrorOrder {
     region: Arc<Region>,
-    copy: Region,
+    copy: Arc<Region>,
+    /// The copy has taken over; nothing is sent any more.
+    switched: AtomicU64,
     seq: Mutex<u64>,
     write_through: bool,
     /// What went wrong on the way to the copy: entries that do not survive their frame, or cannot be applied.
@@ -25,6 +28,9 @@ pub struct MirrorOrder {
 impl MirrorOrder {
     /// The entry's frame, parsed and checked as a receiver would, applied to the copy.
     fn send(&self, seq: u64, op: &Op, data: &[u8]) {
+        if self.generation() > 0 {
+            return;
+        }
         let r = (|| -> Result<()> {
             let entry = Entry { seq: Seq(seq), vol: VolId(0), time: time::now(), op: op.clone() };
             let bytes = entry.frame(data)?;
@@ -46,16 +52,20 @@ impl MirrorOrder {
 
 impl Order for MirrorOrder {
     fn region(&self, _vol: VolId) -> Arc<Region> {
-        self.region.clone()
+        match self.generation() {
+            0 => self.region.clone(),
+            _ => self.copy.clone(),
+        }
     }
     fn generation(&self) -> u64 {
-        0
+        self.switched.load(Ordering::Acquire)
     }
     fn namespace(&self, _vol: VolId, mut op: Op, side: Side, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<Named> {
         let mut seq = self.seq.lock();
-        let pre = self.region.prepare(&op)?;
-        let acted = self.region.act(&mut op, side)?;
-        self.region.settle(&op, &pre)?;
+        let region = self.region(VolId(0));
+        let pre = region.prepare(&op)?;
+        let acted = region.act(&mut op, side)?;
+        region.settle(&op, &pre)?;
         done(&op, &pre, &acted);
         *seq += 1;
         self.send(*seq, &op, &[]);
@@ -102,8 +112,15 @@ fn order(a: &Path, b: &Path, write_through: bool) -> (Arc<MirrorOrder>, Arc<Mute
     kagami::os::sys::umask(0);
     kagami::os::sys::raise_nofile(1 << 20);
     let faults = Arc::new(Mutex::new(Vec::new()));
-    let (region, copy) = (Arc::new(region(a)), region(b));
-    (Arc::new(MirrorOrder { region, copy, seq: Mutex::new(0), write_through, faults: faults.clone() }), faults)
+    let order = MirrorOrder {
+        region: Arc::new(region(a)),
+        copy: Arc::new(region(b)),
+        switched: AtomicU64::new(0),
+        seq: Mutex::new(0),
+        write_through,
+        faults: faults.clone(),
+    };
+    (Arc::new(order), faults)
 }
 
 /// A volume over two new regions.
@@ -117,6 +134,7 @@ pub struct Lab {
     mnt: PathBuf,
     mount: Option<MountHandle>,
     faults: Arc<Mutex<Vec<String>>>,
+    order: Arc<MirrorOrder>,
 }
 
 impl Lab {
@@ -129,10 +147,10 @@ impl Lab {
         let mnt = dir.path().join("mnt");
         std::fs::create_dir(&mnt).unwrap();
         let (order, faults) = order(&dir.path().join("a"), &dir.path().join("b"), write_through);
-        let volume = Volume::new(order, VolId(0)).unwrap();
+        let volume = Volume::new(order.clone(), VolId(0)).unwrap();
         let opts = MountOpts { label: "mirror/volume".into(), ..MountOpts::default() };
         let mount = Some(kagami::fs::mount(volume, &mnt, opts).unwrap());
-        Lab { dir, mnt, mount, faults }
+        Lab { dir, mnt, mount, faults, order }
     }
 
     pub fn dir(&self) -> &Path {
@@ -141,6 +159,19 @@ impl Lab {
 
     pub fn mnt(&self) -> &Path {
         &self.mnt
+    }
+
+    /// The first region is lost, the copy takes over.
+    pub fn switch(&self) {
+        self.order.switched.store(1, Ordering::Release);
+    }
+
+    /// Ends it without a comparison.
+    pub fn end(mut self) {
+        let m = self.mount.take().unwrap();
+        m.detach().unwrap();
+        assert!(m.wait_ended(std::time::Duration::from_secs(20)), "the mount does not end");
+        assert!(self.faults.lock().is_empty(), "{:?}", self.faults.lock());
     }
 
     /// Both trees are the same now, once dirty pages are written.
