@@ -3,19 +3,21 @@
 //! A panic in an operation is caught: the request is answered with EIO (fuser's reply does that when it is dropped), the
 //! volume is told of a local fault, and the session goes on. Otherwise one thread of the session would be gone silently.
 
-use crate::base::{Error, Result, time::Time};
+use super::aside::{Task, Worker, seek};
+use super::wire::*;
+use crate::base::{Error, Result};
 use crate::format::op::NodeKind;
-use crate::os::times::Stamp;
-use crate::volume::{Caller, DirItem, Made, Node, SetAttr, Volume, WriteHow};
-use crossbeam::channel::{Receiver, Sender};
+use crate::volume::{DirItem, Made, Node, SetAttr, Volume, WriteHow};
+use crossbeam::channel::Sender;
 use fuser::*;
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 /// How long the kernel may believe what it was told. Everything that changes the tree goes through it.
 const TTL: Duration = Duration::from_secs(86_400);
@@ -27,158 +29,41 @@ thread_local! {
     static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What must not be done in a thread that serves requests, because it makes the kernel send one.
-enum Task {
-    /// Write dirty pages of a node out, then look for data or holes.
-    Seek { node: u64, fh: u64, off: i64, whence: i32, reply: ReplyLseek },
-    /// Drop cached pages of a node: what they hold was refused.
-    Drop { node: u64 },
-}
-
 /// The filesystem given to fuser.
 pub struct Adapter {
     v: Arc<Volume>,
     writeback: bool,
     tasks: Sender<Task>,
-}
-
-/// The thread beside the session.
-pub struct Worker {
-    v: Arc<Volume>,
-    tasks: Receiver<Task>,
-}
-
-impl Worker {
-    /// Starts it; it ends with the adapter.
-    pub fn start(self, notifier: Notifier) -> Result<()> {
-        std::thread::Builder::new().name("mount-aside".into()).spawn(move || {
-            for t in self.tasks.iter() {
-                let node = match &t {
-                    Task::Seek { node, .. } | Task::Drop { node } => *node,
-                };
-                // Invalidating writes dirty pages back first.
-                if let Err(e) = notifier.inval_inode(INodeNo(node), 0, 0)
-                    && e.raw_os_error() != Some(libc::ENOENT)
-                {
-                    log::warn!("node {node}: dropping cached pages: {e}");
-                }
-                if let Task::Seek { fh, off, whence, reply, .. } = t {
-                    seek(&self.v, fh, off, whence, reply);
-                }
-            }
-        })?;
-        Ok(())
-    }
-}
-
-fn seek(v: &Volume, fh: u64, off: i64, whence: i32, reply: ReplyLseek) {
-    match u64::try_from(off).map_err(|_| Error::os(libc::ENXIO)).and_then(|off| v.seek(fh, off, whence)) {
-        Ok(at) => reply.offset(at as i64),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn errno(e: &Error) -> Errno {
-    Errno::from_i32(e.errno)
-}
-
-fn caller(req: &Request, umask: u32) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid(), umask }
-}
-
-/// FUSE carries device numbers in 32 bits: 12 of the major, 20 of the minor number.
-fn dev_to_wire(dev: u64) -> u32 {
-    let (major, minor) = (libc::major(dev), libc::minor(dev));
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
-}
-
-fn dev_from_wire(dev: u32) -> u64 {
-    libc::makedev((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
-}
-
-fn file_type(mode: u32) -> FileType {
-    match mode & libc::S_IFMT {
-        libc::S_IFDIR => FileType::Directory,
-        libc::S_IFLNK => FileType::Symlink,
-        libc::S_IFIFO => FileType::NamedPipe,
-        libc::S_IFSOCK => FileType::Socket,
-        libc::S_IFCHR => FileType::CharDevice,
-        libc::S_IFBLK => FileType::BlockDevice,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn attr(n: &Node) -> FileAttr {
-    let s = &n.stat;
-    FileAttr {
-        ino: INodeNo(n.node),
-        size: s.size,
-        blocks: s.blocks,
-        atime: s.atime.system(),
-        mtime: s.mtime.system(),
-        ctime: s.ctime.system(),
-        crtime: UNIX_EPOCH,
-        kind: file_type(s.mode),
-        perm: s.perm() as u16,
-        nlink: u32::try_from(s.nlink).unwrap_or(u32::MAX),
-        uid: s.uid,
-        gid: s.gid,
-        rdev: dev_to_wire(s.rdev),
-        blksize: s.blksize,
-        flags: 0,
-    }
-}
-
-/// An entry without a node: the kernel remembers that the name is free.
-fn nothing() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
-}
-
-/// A time as the application meant it. fuser 0.18 takes seconds before 1970 and their nanoseconds away from 1970
-/// instead of taking the one away and adding the other; both can be read off the result.
-fn stamp(t: Option<TimeOrNow>) -> Stamp {
-    match t {
-        None => Stamp::Omit,
-        Some(TimeOrNow::Now) => Stamp::Now,
-        Some(TimeOrNow::SpecificTime(t)) => Stamp::At(time(t)),
-    }
-}
-
-fn time(t: SystemTime) -> Time {
-    match t.duration_since(UNIX_EPOCH) {
-        Ok(d) => Time { sec: d.as_secs() as i64, nsec: d.subsec_nanos() },
-        Err(e) => Time { sec: (e.duration().as_secs() as i64).wrapping_neg(), nsec: e.duration().subsec_nanos() },
-    }
+    notifier: Arc<OnceLock<Notifier>>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Adapter {
-    /// For a volume, with the thread that must be started beside it.
-    pub fn new(v: Arc<Volume>) -> (Adapter, Worker) {
+    /// For a volume, with the thread that must be started beside it. Once `closed` is set every request is refused.
+    pub fn new(v: Arc<Volume>, closed: Arc<AtomicBool>) -> (Adapter, Worker) {
         let (tasks, rx) = crossbeam::channel::unbounded();
         let writeback = !v.order().write_through();
-        (Adapter { v: v.clone(), writeback, tasks }, Worker { v, tasks: rx })
+        let notifier = Arc::new(OnceLock::new());
+        let adapter = Adapter { v: v.clone(), writeback, tasks, notifier: notifier.clone(), closed };
+        (adapter, Worker { v, tasks: rx, notifier })
     }
 
     fn run(&self, what: &str, f: impl FnOnce(&Volume)) {
+        if self.closed.load(Ordering::Acquire) {
+            // The reply is dropped with `f`: EIO.
+            return;
+        }
         if catch_unwind(AssertUnwindSafe(|| f(&self.v))).is_err() {
             let e = Error::failed(format!("panic in {what}: this is a bug of kagami"));
             self.v.order().local_fault(self.v.vol(), &e);
+        }
+    }
+
+    /// Lets the kernel ask for a node's attributes again: with writeback it does not see what its writes allocate. The
+    /// node is in use by the request being served, and only attributes are dropped, so nothing is waited for.
+    fn forget_attrs(&self, node: INodeNo) {
+        if let Some(Err(e)) = self.notifier.get().map(|n| n.inval_inode(node, -1, 0)) {
+            log::debug!("node {node}: {e}");
         }
     }
 
@@ -196,27 +81,35 @@ impl Adapter {
         !self.writeback && flags & libc::O_ACCMODE == libc::O_WRONLY
     }
 
-    fn reply_entry(&self, r: Result<Node>, reply: ReplyEntry) {
+    fn reply_entry(&self, r: Result<Node>, at: (INodeNo, &OsStr), reply: ReplyEntry) {
         match r {
             Ok(n) => reply.entry(&TTL, &attr(&n), Generation(0)),
-            Err(e) => reply.error(errno(&e)),
+            Err(e) => {
+                self.doubt_name(&e, at);
+                reply.error(errno(&e));
+            }
         }
     }
-}
 
-fn reply_empty(r: Result<()>, reply: ReplyEmpty) {
-    match r {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(errno(&e)),
+    /// After an operation on a name failed: if it may have been done all the same, the kernel must look again.
+    fn doubt_name(&self, e: &Error, (parent, name): (INodeNo, &OsStr)) {
+        if in_doubt(e) {
+            let _ = self.tasks.send(Task::Name { parent: parent.0, name: name.to_owned() });
+        }
     }
-}
 
-fn reply_xattr(r: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match r {
-        Ok(v) if size == 0 => reply.size(v.len() as u32),
-        Ok(v) if v.len() <= size as usize => reply.data(&v),
-        Ok(_) => reply.error(Errno::ERANGE),
-        Err(e) => reply.error(errno(&e)),
+    /// The same for content and attributes.
+    fn doubt_node(&self, e: &Error, node: INodeNo) {
+        if in_doubt(e) {
+            let _ = self.tasks.send(Task::Drop { node: node.0 });
+        }
+    }
+
+    fn reply_change(&self, r: Result<()>, node: INodeNo, reply: ReplyEmpty) {
+        if let Err(e) = &r {
+            self.doubt_node(e, node);
+        }
+        reply_empty(r, reply);
     }
 }
 
@@ -285,7 +178,10 @@ impl Filesystem for Adapter {
         let set = SetAttr { mode, uid, gid, size, atime: stamp(atime), mtime: stamp(mtime) };
         self.run("setattr", |v| match v.setattr(ino.0, fh.map(|f| f.0), &set, &caller(req, 0)) {
             Ok(n) => reply.attr(&TTL, &attr(&n)),
-            Err(e) => reply.error(errno(&e)),
+            Err(e) => {
+                self.doubt_node(&e, ino);
+                reply.error(errno(&e));
+            }
         });
     }
 
@@ -307,30 +203,42 @@ impl Filesystem for Adapter {
         };
         self.run("mknod", |v| {
             let r = v.make(parent.0, name.as_bytes(), Made::Node(kind), mode, &caller(req, umask));
-            self.reply_entry(r, reply);
+            self.reply_entry(r, (parent, name), reply);
         });
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.run("mkdir", |v| {
             let r = v.make(parent.0, name.as_bytes(), Made::Dir, mode, &caller(req, umask));
-            self.reply_entry(r, reply);
+            self.reply_entry(r, (parent, name), reply);
         });
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run("unlink", |v| reply_empty(v.unlink(parent.0, name.as_bytes()), reply));
+        self.run("unlink", |v| {
+            let r = v.unlink(parent.0, name.as_bytes());
+            if let Err(e) = &r {
+                self.doubt_name(e, (parent, name));
+            }
+            reply_empty(r, reply);
+        });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run("rmdir", |v| reply_empty(v.rmdir(parent.0, name.as_bytes()), reply));
+        self.run("rmdir", |v| {
+            let r = v.rmdir(parent.0, name.as_bytes());
+            if let Err(e) = &r {
+                self.doubt_name(e, (parent, name));
+            }
+            reply_empty(r, reply);
+        });
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let kind = NodeKind::Symlink(target.as_os_str().as_bytes().to_vec());
         self.run("symlink", |v| {
             let r = v.make(parent.0, name.as_bytes(), Made::Node(kind), 0o777, &caller(req, 0));
-            self.reply_entry(r, reply);
+            self.reply_entry(r, (parent, name), reply);
         });
     }
 
@@ -346,12 +254,18 @@ impl Filesystem for Adapter {
     ) {
         self.run("rename", |v| {
             let r = v.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), flags.bits());
+            if let Err(e) = &r {
+                self.doubt_name(e, (parent, name));
+                self.doubt_name(e, (newparent, newname));
+            }
             reply_empty(r, reply);
         });
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.run("link", |v| self.reply_entry(v.link(ino.0, newparent.0, newname.as_bytes()), reply));
+        self.run("link", |v| {
+            self.reply_entry(v.link(ino.0, newparent.0, newname.as_bytes()), (newparent, newname), reply);
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -371,11 +285,14 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.run("create", |v| match v.create(parent.0, name.as_bytes(), mode, &caller(req, umask)) {
+        self.run("create", |v| match v.create(parent.0, name.as_bytes(), mode, flags, &caller(req, umask)) {
             Ok((n, o)) => {
                 reply.created(&TTL, &attr(&n), Generation(0), FileHandle(o.fh), self.open_flags(flags));
             }
-            Err(e) => reply.error(errno(&e)),
+            Err(e) => {
+                self.doubt_name(&e, (parent, name));
+                reply.error(errno(&e));
+            }
         });
     }
 
@@ -430,7 +347,12 @@ impl Filesystem for Adapter {
             who.uid = 0;
         }
         self.run("write", |v| match v.write(fh.0, offset, data, how, &who) {
-            Ok(n) => reply.written(n as u32),
+            Ok(w) => {
+                if cached && w.allocated {
+                    self.forget_attrs(ino);
+                }
+                reply.written(w.len as u32);
+            }
             Err(e) => {
                 if !past_cache {
                     let _ = self.tasks.send(Task::Drop { node: ino.0 });
@@ -534,7 +456,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.run("setxattr", |v| {
-            reply_empty(v.setxattr(ino.0, name.as_bytes(), value, flags, &caller(req, 0)), reply);
+            self.reply_change(v.setxattr(ino.0, name.as_bytes(), value, flags, &caller(req, 0)), ino, reply);
         });
     }
 
@@ -557,7 +479,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run("removexattr", |v| reply_empty(v.removexattr(ino.0, name.as_bytes()), reply));
+        self.run("removexattr", |v| self.reply_change(v.removexattr(ino.0, name.as_bytes()), ino, reply));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -600,7 +522,7 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
@@ -608,7 +530,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.run("fallocate", |v| {
-            reply_empty(v.fallocate(fh.0, mode as u32, offset, length, &caller(req, 0)), reply);
+            self.reply_change(v.fallocate(fh.0, mode as u32, offset, length, &caller(req, 0)), ino, reply);
         });
     }
 
@@ -632,7 +554,7 @@ impl Filesystem for Adapter {
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
-        _ino_out: INodeNo,
+        ino_out: INodeNo,
         fh_out: FileHandle,
         offset_out: u64,
         len: u64,
@@ -642,25 +564,11 @@ impl Filesystem for Adapter {
         self.run("copy_file_range", |v| {
             match v.copy_range(fh_in.0, offset_in, fh_out.0, offset_out, len, &caller(req, 0)) {
                 Ok(n) => reply.written(n as u32),
-                Err(e) => reply.error(errno(&e)),
+                Err(e) => {
+                    self.doubt_node(&e, ino_out);
+                    reply.error(errno(&e));
+                }
             }
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_and_times_survive_the_wire() {
-        for (major, minor) in [(1, 3), (8, 17), (259, 0x12345), (0, 0)] {
-            let d = libc::makedev(major, minor);
-            assert_eq!(dev_from_wire(dev_to_wire(d)), d);
-        }
-        // What fuser makes of 1.25 s after 1969-12-31 23:59:50: -10 s and 250 ms, both taken away from 1970.
-        let t = UNIX_EPOCH - Duration::new(10, 250_000_000);
-        assert_eq!(time(t), Time { sec: -10, nsec: 250_000_000 });
-        assert_eq!(time(UNIX_EPOCH + Duration::new(10, 5)), Time { sec: 10, nsec: 5 });
     }
 }

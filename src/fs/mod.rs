@@ -4,7 +4,9 @@
 //! the same path); fuser gets the descriptor.
 
 mod adapter;
+mod aside;
 mod mountpoint;
+mod wire;
 
 use crate::base::{At, Error, Result};
 use crate::volume::Volume;
@@ -59,6 +61,7 @@ struct Session {
     ended: Mutex<bool>,
     end: Condvar,
     asked: AtomicBool,
+    closed: Arc<AtomicBool>,
 }
 
 /// A mounted volume. Dropping it leaves the mount as it is; [`MountHandle::unmount`] ends it.
@@ -81,7 +84,7 @@ pub fn mount(volume: Arc<Volume>, at: &Path, mut opts: MountOpts) -> Result<Moun
     let name = mounted.path.display().to_string();
     let of_thread = session.clone();
     let spawned = std::thread::Builder::new().name("mount".into()).spawn(move || {
-        let result = serve(volume, fd, threads, &ready);
+        let result = serve(volume, fd, threads, of_thread.closed.clone(), &ready);
         if let Err(e) = &result {
             // Nobody listens any more if the session had begun.
             let _ = ready.send(Err(e.clone()));
@@ -116,6 +119,7 @@ fn serve(
     volume: Arc<Volume>,
     fd: std::os::fd::OwnedFd,
     threads: usize,
+    closed: Arc<AtomicBool>,
     ready: &crossbeam::channel::Sender<Result<()>>,
 ) -> Result<()> {
     crate::os::sys::own_fs_state().at("unshare")?;
@@ -124,7 +128,7 @@ fn serve(
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(threads);
     config.clone_fd = true;
-    let (adapter, worker) = Adapter::new(volume);
+    let (adapter, worker) = Adapter::new(volume, closed);
     let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config).at("FUSE handshake")?;
     worker.start(session.notifier())?;
     let _ = ready.send(Ok(()));
@@ -165,10 +169,11 @@ impl MountHandle {
         Ok(())
     }
 
-    /// Ends the mount by force: every request under way and every later one through a file still open fails with
-    /// ENOTCONN or EIO. Then takes the mount point away.
+    /// Ends the mount by force: requests under way and every later one through a file still open fail (ENOTCONN, or
+    /// EIO where an ordinary user cannot break the connection). Then takes the mount point away.
     pub fn abort(&self) -> Result<()> {
         self.session.asked.store(true, Ordering::Release);
+        self.session.closed.store(true, Ordering::Release);
         self.mounted.abort()
     }
 }

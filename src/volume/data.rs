@@ -22,6 +22,15 @@ pub struct WriteHow {
     pub durable: bool,
 }
 
+/// What a write did.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// Bytes: less than asked for when the disk filled up on the way.
+    pub len: usize,
+    /// The file's allocated space changed.
+    pub allocated: bool,
+}
+
 /// How kagami opens a file for an application: appending, truncating and caching are done above, and what writes must be
 /// able to read (the page cache fills pages that are written in part).
 fn local_flags(flags: i32) -> i32 {
@@ -50,7 +59,7 @@ impl Volume {
     }
 
     /// Makes and opens a regular file.
-    pub fn create(&self, parent: u64, name: &[u8], mode: u32, who: &Caller) -> Result<(Node, Opened)> {
+    pub fn create(&self, parent: u64, name: &[u8], mode: u32, flags: i32, who: &Caller) -> Result<(Node, Opened)> {
         self.region();
         let generation = self.generation.load(Ordering::Acquire);
         let (node, fd) = self.make_open(parent, name, Made::Node(NodeKind::File), mode, who)?;
@@ -59,7 +68,7 @@ impl Volume {
             Some(fd) => fd,
             None => self.open_object(&obj, libc::O_RDWR)?,
         };
-        let fh = self.files.add(OpenFile::new(obj, libc::O_RDWR, generation, fd));
+        let fh = self.files.add(OpenFile::new(obj, local_flags(flags), generation, fd));
         Ok((node, Opened { fh, node: Some(node) }))
     }
 
@@ -74,8 +83,8 @@ impl Volume {
         Ok(sys::pread_full(&*fd, buf, off)?)
     }
 
-    /// Writes. Returns what was written, which is less than asked for when the disk filled up on the way.
-    pub fn write(&self, fh: u64, off: u64, data: &[u8], how: WriteHow, who: &Caller) -> Result<usize> {
+    /// Writes.
+    pub fn write(&self, fh: u64, off: u64, data: &[u8], how: WriteHow, who: &Caller) -> Result<Written> {
         let h = self.files.get(fh)?;
         let fd = h.fd(self)?;
         let mut c = Change::new(self, &h.obj);
@@ -86,7 +95,7 @@ impl Volume {
         let (done, r) = sys::pwrite_all(&*fd, data, off);
         if done == 0 {
             c.finish()?;
-            return r.map(|()| 0).map_err(Error::from);
+            return r.map(|()| Written { len: 0, allocated: false }).map_err(Error::from);
         }
         if how.cached {
             // The kernel owns the time of cached writes and sends it by itself, now and then before the data. Until
@@ -101,7 +110,7 @@ impl Volume {
         if how.durable {
             self.sync_parts(&fd, true)?;
         }
-        Ok(done)
+        Ok(Written { len: done, allocated: st.blocks != before.blocks })
     }
 
     /// Sets the size through a descriptor that may write; part of a change.

@@ -25,7 +25,7 @@ mod space;
 
 pub use attrs::SetAttr;
 pub use caller::Caller;
-pub use data::WriteHow;
+pub use data::{WriteHow, Written};
 pub use dirs::DirItem;
 pub use handles::Opened;
 pub use names::Made;

@@ -1,0 +1,310 @@
+//! The mount over an order of its own that sends every change to a second region, whose tree must then be the same.
+//!
+//! Each entry goes through its frame and back, with every check a receiver makes. What the mount does not send, or sends
+//! wrongly, is a difference of the two trees at the end. Works as root and as an ordinary user.
+
+mod mirror;
+mod support;
+
+use mirror::Lab;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use support::conformance::{self, FSX_MIXES, Verdict};
+use support::{is_root, posix};
+
+/// Operations of fsx for each mix.
+const FSX_OPERATIONS: u64 = 2_000;
+
+fn pjdfstest(lab: Lab) {
+    let dir = lab.mnt().join("pjdfstest");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let report = conformance::pjdfstest(&dir, &[]);
+    let failed: Vec<_> = report.tests.iter().filter(|(_, (v, _))| *v == Verdict::Failed).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    println!("{} passed, {} skipped", report.count(Verdict::Passed), report.count(Verdict::Skipped));
+    lab.finish();
+}
+
+#[test]
+fn pjdfstest_with_writeback() {
+    pjdfstest(Lab::up(false));
+}
+
+#[test]
+fn pjdfstest_with_write_through() {
+    pjdfstest(Lab::up(true));
+}
+
+fn fsx(lab: Lab) {
+    let mixes: Vec<_> = FSX_MIXES.iter().map(|(name, _)| *name).collect();
+    let operations = support::env_number("KAGAMI_FSX_OPERATIONS", FSX_OPERATIONS);
+    let errors = conformance::fsx_mixes(lab.mnt(), &mixes, operations, support::seed("fsx"));
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
+    lab.compare();
+    let errors = conformance::fsx_parallel(lab.mnt(), operations, support::seed("fsx in parallel"));
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
+    lab.finish();
+}
+
+#[test]
+fn fsx_with_writeback() {
+    fsx(Lab::up(false));
+}
+
+#[test]
+fn fsx_with_write_through() {
+    fsx(Lab::up(true));
+}
+
+fn posix_checks(lab: Lab) {
+    let failed: Vec<_> = posix::run_all(lab.mnt()).into_iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    lab.finish();
+}
+
+#[test]
+fn posix_checks_with_writeback() {
+    posix_checks(Lab::up(false));
+}
+
+#[test]
+fn posix_checks_with_write_through() {
+    posix_checks(Lab::up(true));
+}
+
+#[test]
+fn a_tree_of_everything() {
+    let lab = Lab::up(false);
+    let native = tempfile::tempdir_in(support::base_dir()).unwrap();
+    let tree = lab.mnt().join("tree");
+    fs::create_dir(&tree).unwrap();
+    support::random::random_tree(native.path(), 400, 7).unwrap();
+    support::random::random_tree(&tree, 400, 7).unwrap();
+    lab.compare();
+    let options = support::tree::Options { mtime: false, dir_mtime: false, modes: true, ..Default::default() };
+    fs::set_permissions(native.path(), fs::metadata(&tree).unwrap().permissions()).unwrap();
+    if let Err(e) = support::compare_trees_with(native.path(), &tree, &options) {
+        panic!("{}", e.join("\n"));
+    }
+    fs::remove_dir_all(&tree).unwrap();
+    lab.finish();
+}
+
+#[test]
+fn a_file_without_a_name_lives_on_and_is_nobody_elses_business() {
+    let lab = Lab::up(false);
+    let p = lab.mnt().join("gone");
+    let mut f = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&p).unwrap();
+    f.write_all(b"before").unwrap();
+    fs::remove_file(&p).unwrap();
+    f.write_all(b" after").unwrap();
+    f.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+    f.set_len(9).unwrap();
+    f.sync_all().unwrap();
+    let mut s = String::new();
+    f.seek(SeekFrom::Start(0)).unwrap();
+    f.read_to_string(&mut s).unwrap();
+    assert_eq!(s, "before af");
+    assert_eq!(f.metadata().unwrap().nlink(), 0);
+    assert_eq!(f.metadata().unwrap().mode() & 0o7777, 0o600);
+    drop(f);
+    lab.finish();
+}
+
+#[test]
+fn a_file_goes_on_under_its_other_name() {
+    let lab = Lab::up(false);
+    let (a, b) = (lab.mnt().join("a"), lab.mnt().join("d/b"));
+    fs::create_dir(lab.mnt().join("d")).unwrap();
+    fs::write(&a, "one").unwrap();
+    let f = fs::OpenOptions::new().write(true).open(&a).unwrap();
+    fs::hard_link(&a, &b).unwrap();
+    fs::remove_file(&a).unwrap();
+    f.write_all_at(b"two", 0).unwrap();
+    f.sync_all().unwrap();
+    fs::rename(lab.mnt().join("d"), lab.mnt().join("e")).unwrap();
+    f.write_all_at(b" three", 3).unwrap();
+    drop(f);
+    assert_eq!(fs::read(lab.mnt().join("e/b")).unwrap(), b"two three");
+    lab.finish();
+}
+
+#[test]
+fn holes_are_found_in_a_file_that_is_being_written() {
+    let lab = Lab::up(false);
+    let p = lab.mnt().join("sparse");
+    let f = fs::OpenOptions::new().read(true).write(true).create_new(true).open(p).unwrap();
+    f.write_all_at(b"x", 1 << 20).unwrap();
+    assert_eq!(kagami::os::sys::seek(&f, 0, libc::SEEK_DATA).unwrap(), Some(1 << 20));
+    assert_eq!(kagami::os::sys::seek(&f, 1 << 20, libc::SEEK_HOLE).unwrap(), Some((1 << 20) + 1));
+    assert_eq!(f.metadata().unwrap().blocks(), 8);
+    drop(f);
+    lab.finish();
+}
+
+#[test]
+fn times_before_1970_and_setuid_bits() {
+    let lab = Lab::up(false);
+    let p = lab.mnt().join("old");
+    fs::write(&p, "x").unwrap();
+    let old = std::time::UNIX_EPOCH - std::time::Duration::new(9, 750_000_000);
+    fs::File::open(&p).unwrap().set_modified(old).unwrap();
+    assert_eq!(fs::metadata(&p).unwrap().modified().unwrap(), old);
+    fs::set_permissions(&p, fs::Permissions::from_mode(0o6755)).unwrap();
+    fs::OpenOptions::new().append(true).custom_flags(libc::O_SYNC).open(&p).unwrap().write_all(b"y").unwrap();
+    let left = fs::metadata(&p).unwrap().mode() & 0o7777;
+    assert_eq!(left, if is_root() { 0o6755 } else { 0o755 });
+    lab.finish();
+}
+
+#[test]
+fn another_region_takes_over_under_open_files() {
+    let lab = Lab::up(false);
+    let p = |name: &str| lab.mnt().join(name);
+    fs::create_dir(p("d")).unwrap();
+    // The regions give other inode numbers to the same files from here on.
+    fs::write(lab.dir().join("b/shift"), "").unwrap();
+    for i in 0..50 {
+        fs::write(p(&format!("d/f{i}")), format!("content {i}")).unwrap();
+    }
+    let f = fs::OpenOptions::new().read(true).write(true).open(p("d/f7")).unwrap();
+    let mut listing = fs::read_dir(p("d")).unwrap();
+    let mut seen = vec![listing.next().unwrap().unwrap().file_name()];
+    lab.compare();
+    lab.switch();
+    f.write_all_at(b"CONTENT", 0).unwrap();
+    f.sync_all().unwrap();
+    assert_eq!(fs::read(lab.dir().join("a/tree/d/f7")).unwrap(), b"content 7");
+    assert_eq!(fs::read(lab.dir().join("b/tree/d/f7")).unwrap(), b"CONTENT 7");
+    seen.extend(listing.map(|e| e.unwrap().file_name()));
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 50);
+    fs::rename(p("d/f8"), p("f8")).unwrap();
+    fs::create_dir(p("new")).unwrap();
+    fs::write(p("new/file"), "new").unwrap();
+    fs::remove_file(p("d/f9")).unwrap();
+    assert_eq!(fs::read(p("f8")).unwrap(), b"content 8");
+    for i in (0..50).filter(|i| ![7, 8, 9].contains(i)) {
+        assert_eq!(fs::read(p(&format!("d/f{i}"))).unwrap(), format!("content {i}").as_bytes());
+        assert_eq!(fs::metadata(p(&format!("d/f{i}"))).unwrap().len(), format!("content {i}").len() as u64);
+    }
+    fs::remove_dir_all(p("d")).unwrap();
+    assert_eq!(fs::read_dir(lab.dir().join("b/tree")).unwrap().count(), 2);
+    drop(f);
+    lab.end();
+}
+
+/// One random operation; errors are the business of whoever came first.
+fn disturb(mnt: &Path, rng: &mut support::Rng, held: &mut Vec<fs::File>) -> std::io::Result<()> {
+    let mut name = || mnt.join(format!("d{}/f{}", rng.below(4), rng.below(6)));
+    let (a, b) = (name(), name());
+    let dir = |i: u64| mnt.join(format!("d{i}"));
+    let mut data = vec![0; 1 + rng.below(30_000) as usize];
+    rng.fill(&mut data);
+    let off = rng.below(60_000);
+    let any = |rng: &mut support::Rng, held: &Vec<fs::File>| {
+        (!held.is_empty()).then(|| rng.below(held.len() as u64) as usize)
+    };
+    match rng.below(17) {
+        0 | 1 => fs::write(a, data)?,
+        2 => fs::rename(a, b)?,
+        3 => fs::remove_file(a)?,
+        4 | 5 => fs::hard_link(a, b)?,
+        6 => held.push(fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(a)?),
+        7 => std::os::unix::fs::symlink("nowhere", a)?,
+        8 | 9 => {
+            if let Some(i) = any(rng, held) {
+                held[i].write_all_at(&data, off)?;
+            }
+        }
+        10 => {
+            if let Some(i) = any(rng, held) {
+                held[i].set_len(off)?;
+            }
+        }
+        11 => {
+            if let Some(i) = any(rng, held) {
+                held.swap_remove(i);
+            }
+        }
+        12 => fs::set_permissions(a, fs::Permissions::from_mode(0o600 | (off as u32 & 0o177)))?,
+        13 => fs::rename(dir(off % 4), dir((off + 1) % 4))?,
+        14 => fs::create_dir(dir(off % 4))?,
+        15 => {
+            if let Some(i) = any(rng, held) {
+                held[i].sync_data()?;
+            }
+        }
+        _ => {
+            let root = fs::File::open(mnt)?;
+            let names = [format!("d{}", off % 4), format!("d{}", rng.below(4))].map(String::into_bytes);
+            kagami::os::sys::renameat2(&root, &names[0], &root, &names[1], 2)?;
+        }
+    }
+    Ok(())
+}
+
+fn disturbed(write_through: bool) {
+    let lab = Lab::up(write_through);
+    let steps = support::env_number("KAGAMI_DISTURB_STEPS", 3_000);
+    let seed = support::seed("disturbed");
+    let run = |n: u64| {
+        let (mut rng, mut held) = (support::Rng::new(seed + n), Vec::new());
+        (0..steps).filter(|_| disturb(lab.mnt(), &mut rng, &mut held).is_ok()).count()
+    };
+    let done: Vec<usize> = std::thread::scope(|s| {
+        let threads: Vec<_> = (0..4).map(|n| s.spawn(move || run(n))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    println!("operations that succeeded: {done:?}");
+    lab.finish();
+}
+
+#[test]
+fn four_disturb_each_other_with_writeback() {
+    disturbed(false);
+}
+
+#[test]
+fn four_disturb_each_other_with_write_through() {
+    disturbed(true);
+}
+
+#[test]
+fn a_mount_point_in_use_is_refused_and_a_dead_one_taken_over() {
+    let lab = Lab::up(false);
+    fs::write(lab.mnt().join("x"), "").unwrap();
+    let again = mirror::volume_at(&lab.dir().join("third"), &lab.dir().join("fourth"), false);
+    let e = kagami::fs::mount(again.clone(), lab.mnt(), Default::default()).err().unwrap();
+    assert_eq!(e.kind, kagami::base::Kind::Refused);
+    if !lab.abort_leaving_dead_mount() {
+        return support::skipped("dead mount", "an ordinary user cannot break the connection here");
+    }
+    assert_eq!(fs::metadata(lab.mnt()).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    let m = kagami::fs::mount(again, lab.mnt(), Default::default()).unwrap();
+    assert_eq!(fs::read_dir(lab.mnt()).unwrap().count(), 0);
+    m.unmount().unwrap();
+    assert!(fs::read_dir(lab.mnt()).unwrap().next().is_none());
+}
+
+#[test]
+fn the_end_of_a_mount_is_told() {
+    let dir = tempfile::tempdir_in(support::base_dir()).unwrap();
+    let v = mirror::volume_at(&dir.path().join("a"), &dir.path().join("b"), false);
+    let mnt = dir.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let (tx, rx) = std::sync::mpsc::channel();
+    let on_end: kagami::fs::OnEnd = Box::new(move |why| tx.send(why).unwrap());
+    let opts = kagami::fs::MountOpts { on_end: Some(on_end), ..Default::default() };
+    let m = kagami::fs::mount(v.clone(), &mnt, opts).unwrap();
+    assert_eq!(v.open_handles(), 0);
+    kagami::fs::detach_at(Path::new(&mnt)).unwrap();
+    let why = rx.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+    assert!(why.unwrap().contains("was unmounted"));
+    assert!(m.wait_ended(std::time::Duration::from_secs(1)));
+    m.unmount().unwrap();
+}
