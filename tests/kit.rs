@@ -209,6 +209,91 @@ fn as_user_is_an_ordinary_user() {
     }
 }
 
+/// A directory that looks like a lab: a process called kagami with its id in node.pid, and as root a mount.
+fn false_lab(dir: &Path) -> std::process::Child {
+    fs::create_dir_all(dir.join("primary")).unwrap();
+    fs::create_dir_all(dir.join("mnt")).unwrap();
+    let program = dir.join("kagami-false");
+    fs::copy("/bin/sleep", &program).unwrap();
+    let child = Command::new(program).arg("60").spawn().unwrap();
+    fs::write(dir.join("primary/node.pid"), format!("{}\n", child.id())).unwrap();
+    if is_root() {
+        support::run_ok(
+            Command::new("mount").args(["-t", "tmpfs", "none"]).arg(dir.join("mnt")),
+            Duration::from_secs(5),
+        );
+        assert_eq!(support::proc::mounts_below(dir), [dir.join("mnt")]);
+    }
+    child
+}
+
+/// The false lab is gone (its process waits to be reaped by us).
+fn is_cleared(dir: &Path, child: &mut std::process::Child) {
+    let limit = Duration::from_secs(10);
+    assert!(support::proc::wait_until(limit, || !support::proc::alive(child.id() as i32)), "the process is left");
+    child.wait().unwrap();
+    assert!(support::proc::wait_until(limit, || support::proc::mounts_below(dir).is_empty()), "the mount is left");
+}
+
+#[test]
+fn a_lab_never_outlives_its_test() {
+    let lab = support::Lab::prepare(false);
+    let dir = lab.dir().to_path_buf();
+    let mut child = false_lab(&dir);
+    assert_eq!(lab.pid("primary"), Some(child.id() as i32));
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _lab = lab;
+        panic!("on purpose");
+    }));
+    assert!(died.is_err());
+    is_cleared(&dir, &mut child);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_killed_test_leaves_no_lab() {
+    let temp = temp();
+    let dir = temp.path().join("lab");
+    let mut child = false_lab(&dir);
+    let mut watcher = support::lab::watch(&dir).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(support::proc::alive(child.id() as i32), "while the test lives nothing is touched");
+    // What the kernel does when the test is killed.
+    drop(watcher.stdin.take());
+    watcher.wait().unwrap();
+    is_cleared(&dir, &mut child);
+}
+
+/// How long the tools take on a large tree; run by hand.
+#[test]
+#[ignore = "a measurement"]
+fn large_trees_are_compared_quickly() {
+    let temp = temp();
+    let (a, b) = (temp.path().join("a"), temp.path().join("b"));
+    let time = |what: &str, work: &mut dyn FnMut()| {
+        let begin = std::time::Instant::now();
+        work();
+        // SAFETY: plain data, filled by the call.
+        let used = unsafe {
+            let mut used = std::mem::zeroed::<libc::rusage>();
+            libc::getrusage(libc::RUSAGE_SELF, &mut used);
+            used
+        };
+        let (user, system) = (used.ru_utime.tv_sec, used.ru_stime.tv_sec);
+        println!("{what}: {:.2} s (so far {user} s user, {system} s system)", begin.elapsed().as_secs_f64());
+    };
+    for dir in [&a, &b] {
+        fs::create_dir(dir).unwrap();
+        time("making 50,000 objects", &mut || random_tree(dir, 50_000, 1).unwrap());
+    }
+    time("comparing them", &mut || assert_eq!(compare_trees(&a, &b), Ok(())));
+    time("digest of one", &mut || drop(tree_digest(&a).unwrap()));
+    let roots: Vec<_> = ["v0", "v1"].map(|v| temp.path().join(v)).into();
+    roots.iter().for_each(|r| fs::create_dir(r).unwrap());
+    time("50,000 steps", &mut || drop(Writer::resume(&roots, 5, 0).run(|n| n == 50_000)));
+    time("finding the point", &mut || assert_eq!(find_point(&roots, 5, 60_000), Ok(50_000)));
+}
+
 #[test]
 fn pairs_are_found_in_a_status() {
     let status = serde_json::json!({"groups": [{"pairs": [{"name": "sync", "state": "PAIR"}, {"name": "async", "state": "COPY"}]}]});

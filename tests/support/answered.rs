@@ -59,7 +59,7 @@ impl Expect {
 
     fn matches(&self, data: &[u8]) -> Result<(), String> {
         let blocks = data.len() / BLOCK;
-        if data.len() % BLOCK != 0 || blocks < self.promised || blocks > self.blocks.len() {
+        if !data.len().is_multiple_of(BLOCK) || blocks < self.promised || blocks > self.blocks.len() {
             return Err(format!(
                 "has {} bytes, promised {}, possible {}",
                 data.len(),
@@ -296,10 +296,9 @@ impl Worker {
         sys::pwrite_all(file.as_raw_fd(), &block(stamp), (at * BLOCK) as u64)?;
         let mut known = self.known.lock().unwrap();
         known.answered += 1;
-        if self.promise == Promise::EachWrite {
-            if let Some(expect) = known.files.get_mut(name) {
-                expect.settle(at);
-            }
+        match known.files.get_mut(name) {
+            Some(expect) if self.promise == Promise::EachWrite => expect.settle(at),
+            _ => {}
         }
         Ok(())
     }

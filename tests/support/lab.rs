@@ -285,7 +285,7 @@ fn clear(dir: &Path) {
 
 /// A shell that waits until we are gone (its stdin ends), in a session of its own so that no signal of the terminal
 /// reaches it, and then clears what is left of the lab.
-fn watch(dir: &Path) -> Option<std::process::Child> {
+pub fn watch(dir: &Path) -> Option<std::process::Child> {
     const SCRIPT: &str = r#"
 cat >/dev/null
 for file in "$0"/*/node.pid; do

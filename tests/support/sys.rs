@@ -239,22 +239,32 @@ fn magic(fd: RawFd) -> CString {
     CString::new(format!("/proc/self/fd/{fd}")).expect("no NUL")
 }
 
+/// Calls with a small buffer on the stack, and again with the largest there can be if that was too small.
+fn with_buffer(call: impl Fn(&mut [u8]) -> isize) -> io::Result<Vec<u8>> {
+    let mut small = [0u8; 1024];
+    match check_len(call(&mut small)) {
+        Ok(n) => return Ok(small[..n].to_vec()),
+        Err(e) if e.raw_os_error() == Some(libc::ERANGE) => {}
+        Err(e) => return Err(e),
+    }
+    let mut large = vec![0u8; 64 * 1024];
+    let n = check_len(call(&mut large))?;
+    large.truncate(n);
+    Ok(large)
+}
+
 /// Names of the extended attributes of an object (of any type) behind an O_PATH or ordinary descriptor.
 pub fn list_xattrs(fd: RawFd) -> io::Result<Vec<Vec<u8>>> {
-    let mut buf = vec![0u8; 64 * 1024];
+    let path = magic(fd);
     // SAFETY: the length given is that of the buffer.
-    let n = check_len(unsafe { libc::listxattr(magic(fd).as_ptr(), buf.as_mut_ptr().cast(), buf.len()) })?;
-    Ok(buf[..n].split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect())
+    let all = with_buffer(|buf| unsafe { libc::listxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) })?;
+    Ok(all.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect())
 }
 
 pub fn get_xattr(fd: RawFd, name: &[u8]) -> io::Result<Vec<u8>> {
-    let name = c(os(name))?;
-    let mut buf = vec![0u8; 64 * 1024];
+    let (path, name) = (magic(fd), c(os(name))?);
     // SAFETY: the length given is that of the buffer.
-    let n =
-        check_len(unsafe { libc::getxattr(magic(fd).as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) })?;
-    buf.truncate(n);
-    Ok(buf)
+    with_buffer(|buf| unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) })
 }
 
 pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> io::Result<()> {

@@ -13,7 +13,7 @@ use std::path::Path;
 pub type Check = fn(&Path);
 
 /// All checks by name.
-pub const CHECKS: [(&str, Check); 31] = [
+pub const CHECKS: [(&str, Check); 32] = [
     ("thousand_hard_links", names::thousand_hard_links),
     ("hard_link_writes_through_any_name", names::hard_link_writes_through_any_name),
     ("rename_over_a_file_that_is_read", names::rename_over_a_file_that_is_read),
@@ -37,6 +37,7 @@ pub const CHECKS: [(&str, Check); 31] = [
     ("punch_hole", data::punch_hole),
     ("zero_range", data::zero_range),
     ("sparse", data::sparse),
+    ("blocks_are_counted", data::blocks_are_counted),
     ("truncate", data::truncate),
     ("copy_file_range", data::copy_file_range),
     ("append_from_processes", shared::append_from_processes),
