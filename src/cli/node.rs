@@ -31,7 +31,7 @@ pub fn run(config: Config, a: &NodeArgs) -> Result<()> {
     }
     let _pid = a.pid_file.as_deref().map(PidFile::write).transpose()?;
     log::info!("node of site {} from {}, pid {}", config.node.site, config.path.display(), std::process::id());
-    let r = crate::node::run(config, crate::node::Options::default());
+    let r = crate::node::run(config, crate::node::Options { mounter: std::sync::Arc::new(crate::fs::mounter::Fuse) });
     match &r {
         Ok(()) => log::info!("ended"),
         // Otherwise standard error is the log, and the error comes there anyway.

@@ -5,6 +5,7 @@
 
 mod adapter;
 mod aside;
+pub mod mounter;
 mod mountpoint;
 mod wire;
 

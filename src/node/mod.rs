@@ -1,5 +1,6 @@
-//! The process of a site: its site file, control socket, regions and peers.
+//! The process of a site: its site file, control socket, groups and links.
 
+mod commands;
 pub mod config;
 pub mod config_check;
 mod config_source;
@@ -7,22 +8,102 @@ mod config_text;
 pub mod control;
 mod copying;
 mod first_copy;
+mod links;
+mod local;
+pub mod mounter;
 pub mod pairs;
 mod resync;
+mod sender;
+mod serve;
 mod session;
 mod source;
 pub mod status;
 mod tell;
 
-use crate::base::{Error, Result};
+use crate::base::{At, Result};
+use crate::net::Identity;
+use config::Config;
+use links::Links;
+use local::LocalGroup;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How `kagami node` was started. (The pid file and the log are the command line's business.)
-#[derive(Clone, Debug, Default)]
-pub struct Options {}
+/// What the node needs from the floors above.
+pub struct Options {
+    /// Mounts volumes.
+    pub mounter: Arc<dyn mounter::Mounter>,
+}
+
+/// A running node.
+pub struct Node {
+    config: Config,
+    links: Arc<Links>,
+    groups: Vec<Arc<LocalGroup>>,
+    stop: AtomicBool,
+}
+
+/// Files a node should be able to open: one for each known directory and open file.
+const NOFILE: u64 = 1 << 20;
 
 /// Runs the node of this site file until SIGTERM, SIGINT or the command `Stop`.
-pub fn run(_config: config::Config, _options: Options) -> Result<()> {
-    Err(Error::failed("the node is not built in yet"))
+pub fn run(config: Config, options: Options) -> Result<()> {
+    let signals = crate::os::sys::signal_fd()?;
+    crate::os::sys::umask(0);
+    crate::os::sys::raise_nofile(NOFILE);
+    let state = config.node.state_dir.clone();
+    std::fs::create_dir_all(&state).at(state.display())?;
+    let key = config::identity_file(&state);
+    let identity = match Identity::load(&key) {
+        Ok(i) => i,
+        Err(_) if !key.exists() => {
+            let i = Identity::generate(&config.node.site)?;
+            i.save(&key)?;
+            i
+        }
+        Err(e) => return Err(e),
+    };
+    let links = Arc::new(Links::new(&config, Arc::new(identity)));
+    let mut groups = Vec::new();
+    for g in &config.groups {
+        let ctx: Arc<dyn sender::SenderCtx> = links.clone();
+        let limits = config.limits.clone();
+        groups.push(Arc::new(LocalGroup::new(
+            g.clone(),
+            &config.node.site,
+            &state,
+            limits,
+            ctx,
+            options.mounter.clone(),
+        )?));
+    }
+    let node = Arc::new(Node { config, links: links.clone(), groups, stop: AtomicBool::new(false) });
+    for g in &node.groups {
+        g.set_down("starting".into());
+    }
+    let control = control::serve(&state, node.clone())?;
+    links.listen(&node.groups)?;
+    for g in &node.groups {
+        if let Err(e) = g.start() {
+            log::error!("group {}: {e}", g.cfg.name);
+            g.set_down(e.to_string());
+        }
+    }
+    let me = node.clone();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut buf = [0u8; 128];
+        let _ = crate::os::sys::read(&signals, &mut buf);
+        me.stop.store(true, Ordering::SeqCst);
+    })?;
+    while !node.stop.load(Ordering::SeqCst) {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    log::info!("shutting down");
+    links.close();
+    for g in &node.groups {
+        g.shutdown();
+    }
+    drop(control);
+    Ok(())
 }
 
 #[cfg(test)]

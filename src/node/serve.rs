@@ -25,7 +25,13 @@ const BATCH_BYTES: usize = 4 << 20;
 const PART_BYTES: usize = 1 << 20;
 
 /// Refuses a link with a reason.
-pub fn reject(w: &mut FrameWriter, code: RejectCode, text: impl Into<String>, chain: Vec<crate::base::Epoch>, head: Seq) {
+pub fn reject(
+    w: &mut FrameWriter,
+    code: RejectCode,
+    text: impl Into<String>,
+    chain: Vec<crate::base::Epoch>,
+    head: Seq,
+) {
     let m = Msg::Reject { code, text: text.into(), chain, head };
     if let Ok(f) = m.frame() {
         let _ = w.send(&f);
@@ -57,15 +63,34 @@ pub fn greet(link: Link, timeout: Duration) -> Result<(Hello, FrameReader, Frame
     if h.kind != FrameKind::Msg {
         return Err(Error::corrupt("the first frame was not a greeting"));
     }
-    let Msg::Hello(hello) = Msg::parse(&buf, &h)? else { return Err(Error::corrupt("the first message was not a greeting")) };
+    let Msg::Hello(hello) = Msg::parse(&buf, &h)? else {
+        return Err(Error::corrupt("the first message was not a greeting"));
+    };
     r.set_frame_limit(limits::FRAME_BYTES_MAX);
     Ok((hello, r, w, closer))
 }
 
 /// Serves a greeted link until it ends.
-pub fn serve(group: Arc<LocalGroup>, pair: Arc<Pair>, hello: Hello, r: FrameReader, mut w: FrameWriter, closer: Closer, link_timeout: Duration) -> Result<()> {
+pub fn serve(
+    group: Arc<LocalGroup>,
+    pair: Arc<Pair>,
+    hello: Hello,
+    r: FrameReader,
+    mut w: FrameWriter,
+    closer: Closer,
+    link_timeout: Duration,
+) -> Result<()> {
     if hello.version < VERSION_OLDEST || hello.version > VERSION {
-        reject(&mut w, RejectCode::Version, format!("protocol version {}; this node speaks {VERSION_OLDEST} to {VERSION}: upgrade the older one", hello.version), vec![], Seq(0));
+        reject(
+            &mut w,
+            RejectCode::Version,
+            format!(
+                "protocol version {}; this node speaks {VERSION_OLDEST} to {VERSION}: upgrade the older one",
+                hello.version
+            ),
+            vec![],
+            Seq(0),
+        );
         return Err(Error::refused(format!("site {} speaks protocol version {}", hello.site, hello.version)));
     }
     let theirs = Chain::from_epochs(hello.chain.clone());
@@ -197,7 +222,8 @@ impl Served {
     }
 
     fn copy_op(&mut self, e: &Entry, buf: &[u8], h: &Header) -> Result<()> {
-        copying::apply(&self.receiver.replica, e, frame::data_part(buf, h)).or_else(|err| self.suspend(err.context(format!("first copy, {:?}", e.op))))
+        copying::apply(&self.receiver.replica, e, frame::data_part(buf, h))
+            .or_else(|err| self.suspend(err.context(format!("first copy, {:?}", e.op))))
     }
 
     /// Tells the primary why this side cannot go on, and ends the link.
@@ -225,7 +251,8 @@ impl Served {
         if got.fsync && !self.is_async {
             self.receiver.sync()?;
         }
-        let ack = Msg::Ack { received: got.received, durable: self.receiver.durable(), applied: self.receiver.applied() };
+        let ack =
+            Msg::Ack { received: got.received, durable: self.receiver.durable(), applied: self.receiver.applied() };
         self.say(&ack)
     }
 
@@ -262,7 +289,11 @@ impl Served {
         if self.is_async || !in_pair {
             self.receiver.sync()?;
         }
-        self.say(&Msg::Pong { received: self.receiver.received(), durable: self.receiver.durable(), applied: self.receiver.applied() })
+        self.say(&Msg::Pong {
+            received: self.receiver.received(),
+            durable: self.receiver.durable(),
+            applied: self.receiver.applied(),
+        })
     }
 
     fn prepare(&mut self, id: u64, first_copy: bool) -> Result<()> {
@@ -274,7 +305,11 @@ impl Served {
             self.pair.mirror(State::CopyResync, Some("resync".into()))?;
             self.receiver.abandon()?;
             if !self.receiver.drain(Duration::from_secs(600)) {
-                return self.suspend(self.receiver.fault().unwrap_or_else(|| Error::failed("the entry log could not be applied in time")));
+                return self.suspend(
+                    self.receiver
+                        .fault()
+                        .unwrap_or_else(|| Error::failed("the entry log could not be applied in time")),
+                );
             }
         }
         self.say(&Msg::Ready { id })
@@ -283,7 +318,8 @@ impl Served {
     fn journal(&mut self, since: Seq, mut lids: Vec<(VolId, crate::base::LinkId)>) -> Result<()> {
         let (recs, links) = {
             let m = self.receiver.replica.order();
-            let recs = if since.0 == u64::MAX { Vec::new() } else { m.journal.since(since.max(m.journal.begins_after()))? };
+            let recs =
+                if since.0 == u64::MAX { Vec::new() } else { m.journal.since(since.max(m.journal.begins_after()))? };
             lids.extend(plan::link_ids(&recs));
             (recs, self.receiver.replica.links_of(lids))
         };

@@ -35,6 +35,7 @@ struct Inner {
     txns: VecDeque<Txn>,
     fault: Option<Error>,
     stopped: bool,
+    closed: bool,
     pending: Vec<Epoch>,
     fsync: bool,
 }
@@ -73,6 +74,7 @@ impl Receiver {
             txns: VecDeque::new(),
             fault: None,
             stopped: false,
+            closed: false,
             pending: Vec::new(),
             fsync: false,
         };
@@ -123,7 +125,7 @@ impl Receiver {
         if let Some(e) = &g.fault {
             return Err(e.clone());
         }
-        if g.stopped {
+        if g.stopped || g.closed {
             return Err(Error::link("the replica is being taken over"));
         }
         let before = (g.received, g.txns.clone());
@@ -202,6 +204,21 @@ impl Receiver {
         true
     }
 
+    /// Refuses what comes from links from now on; what was received is still applied.
+    pub fn close_door(&self) {
+        self.inner.lock().closed = true;
+    }
+
+    /// Accepts again.
+    pub fn open_door(&self) {
+        self.inner.lock().closed = false;
+    }
+
+    /// True after [`Receiver::stop`].
+    pub fn stopped(&self) -> bool {
+        self.inner.lock().stopped
+    }
+
     /// Waits for news (something accepted or applied), or until the time is up.
     pub fn wait_change(&self, timeout: Duration) {
         let mut g = self.inner.lock();
@@ -259,6 +276,7 @@ impl Receiver {
                 whole,
                 suspect: false,
                 crashes: Vec::new(),
+                was_primary: false,
             }
         })?;
         g.received = base;

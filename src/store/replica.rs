@@ -112,9 +112,14 @@ impl Replica {
         let state_path = lead.join("state");
         let mut state = match files::load::<State>(&state_path, MAGIC, VERSION)? {
             Some(s) => s,
-            None => {
-                State { chain: Vec::new(), copy: CopyState::Empty, whole: Seq(0), suspect: false, crashes: Vec::new(), was_primary: false }
-            }
+            None => State {
+                chain: Vec::new(),
+                copy: CopyState::Empty,
+                whole: Seq(0),
+                suspect: false,
+                crashes: Vec::new(),
+                was_primary: false,
+            },
         };
         if left == Left::PowerLoss && !state.suspect {
             log::warn!(
