@@ -1,6 +1,6 @@
 //! kagami (鏡): a mounted mirror. One volume, three sites, and a resync that copies only what changed.
 //!
-//! Floors, lower never imports higher: [`base`] → [`format`] → [`pair`] → [`os`] → [`store`] → [`net`] → [`volume`]
+//! Floors, lower never imports higher: [`base`] → [`mod@format`] → [`pair`] → [`os`] → [`store`] → [`net`] → [`volume`]
 //! → [`node`] → [`fs`] → [`site`] → [`cli`]. `docs/ARCHITECTURE.md` tells the way of one write through them.
 
 pub mod base;

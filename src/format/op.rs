@@ -181,10 +181,13 @@ impl Entry {
             Op::Mkdir { id, .. } | Op::Rmdir { id, .. } if id.0 < DirId::FIRST_FREE => {
                 return bad("reserved directory id");
             }
-            Op::SetXattr { name, value, .. } => {
-                if value.len() > limits::XATTR_BYTES_MAX || name.is_empty() || name.len() > 255 || name.contains(&0) {
-                    return bad("extended attribute");
-                }
+            Op::SetXattr { name, value, .. }
+                if value.len() > limits::XATTR_BYTES_MAX
+                    || name.is_empty()
+                    || name.len() > 255
+                    || name.contains(&0) =>
+            {
+                return bad("extended attribute");
             }
             Op::Keep { kept, .. } if !Name::new(DirId::LOST, kept.clone()).is_valid() => {
                 return bad("name of a kept version");

@@ -169,7 +169,7 @@ impl Node {
             site: self.config.node.site.clone(),
             pid: std::process::id(),
             cut: self.links.is_cut(),
-            groups: self.groups.iter().map(|g| group_status(g)).collect(),
+            groups: self.groups.iter().map(group_status).collect(),
         }
     }
 }

@@ -87,6 +87,7 @@ impl Volume {
     }
 
     /// The descriptor of a directory by node.
+    #[allow(clippy::type_complexity)]
     pub(super) fn dir(&self, node: u64) -> Result<(Arc<Object>, DirId, Arc<Region>, Arc<OwnedFd>)> {
         let obj = self.objects.get(node)?;
         let id = obj.dir_id()?;
@@ -126,7 +127,7 @@ impl Volume {
                 }
             },
         };
-        Ok(super::Node::of(&*self.objects.enter(st.ino, st.mode & libc::S_IFMT, place), st))
+        Ok(super::Node::of(&self.objects.enter(st.ino, st.mode & libc::S_IFMT, place), st))
     }
 
     /// Before a name may go: if the kernel knows the object and this is its last name, it gets a descriptor to live on.
