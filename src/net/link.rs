@@ -101,6 +101,12 @@ impl Link {
         })
     }
 
+    /// Two ends of a link within this process.
+    pub fn pair(what: &str) -> Result<(Link, Link)> {
+        let (a, b) = UnixStream::pair().at(what)?;
+        Ok((Link::local(a, what.to_owned())?, Link::local(b, what.to_owned())?))
+    }
+
     /// Who is at the other end.
     pub fn peer(&self) -> Peer {
         self.peer.clone()

@@ -4,7 +4,7 @@ use super::Node;
 use super::control::{Commands, Request};
 use super::local::LocalGroup;
 use super::pairs::Pair;
-use super::status::{GroupStatus, Lag, LegStatus, MountStatus, STATUS_VERSION, Status};
+use super::status::{GroupStatus, Lag, MountStatus, STATUS_VERSION, Status};
 use crate::base::{Error, Result, Seq, VolId, time};
 use crate::pair::state::{Event, Mode, State};
 use crate::store::replica::Replica;
@@ -50,9 +50,11 @@ impl Commands for Node {
                 Ok(json!({}))
             }
             Request::Verify { .. } => Err(Error::failed("verify is not available in this version")),
-            Request::LegAdd { .. } | Request::LegRemove { .. } => {
-                Err(Error::failed("further legs are not available in this version"))
+            Request::LegAdd { group, regions } => {
+                let paths: Vec<std::path::PathBuf> = regions.iter().map(Into::into).collect();
+                Ok(json!({ "leg": self.group(&group)?.add_leg(&paths)? }))
             }
+            Request::LegRemove { .. } => Err(Error::failed("removing a leg is not available in this version")),
         }
     }
 }
@@ -210,11 +212,6 @@ fn group_status(g: &Arc<LocalGroup>) -> GroupStatus {
             None => p.status(if p.state() == State::Smpl { "none" } else { "in" }, Lag::default()),
         })
         .collect();
-    let fault = primary.as_ref().and_then(|p| p.fault());
-    let leg = match &fault {
-        Some(f) => LegStatus { leg: 0, state: "faulty".into(), reason: Some(f.clone()) },
-        None => LegStatus { leg: 0, state: "synchronised".into(), reason: None },
-    };
     GroupStatus {
         name: g.cfg.name.clone(),
         role: role.into(),
@@ -229,7 +226,7 @@ fn group_status(g: &Arc<LocalGroup>) -> GroupStatus {
             "writes go on and are journaled".into()
         },
         reason: down.or_else(|| g.note()).or_else(|| g.secondary().and_then(|r| suspect(&r.replica))),
-        legs: vec![leg],
+        legs: g.legs(),
         pairs,
     }
 }

@@ -167,7 +167,7 @@ impl Links {
         }
         let id = self.note(&hello.site, closer.clone());
         let site = hello.site.clone();
-        let r = serve::serve(group.clone(), pair.clone(), hello, r, w, closer, self.link_timeout);
+        let r = serve::serve(Arc::new(group.clone()), pair.clone(), hello, r, w, closer, self.link_timeout);
         group.link_ended(&site);
         self.open.lock().remove(&id);
         r

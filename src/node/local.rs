@@ -9,10 +9,15 @@
 //! The role is persisted before it takes effect; every start as primary begins a new epoch (G3).
 
 use super::config::{self, GroupConfig};
+use super::incoming::{Admission, Incoming};
+use super::legs::{Leg, LegCtx};
 use super::mounter::{Mounted, Mounter};
 use super::pairs::Pair;
+use super::receiving::Receiving;
 use super::sender::{Sender, SenderCtx};
 use super::session::Timing;
+use super::status::LegStatus;
+use super::switch::Switch;
 use crate::base::{At, Error, Kind, Result, Seq, VolId, random_u64};
 use crate::format::msg::{Hello, RejectCode};
 use crate::format::op::Op;
@@ -22,14 +27,13 @@ use crate::store::files;
 use crate::store::receive::Receiver;
 use crate::store::replica::{Place, Replica};
 use crate::volume::Volume;
-use crate::volume::group::{Fence, Group};
+use crate::volume::group::{Fence, Group, PairKind};
 use crate::volume::order::Order;
 use bincode::{Decode, Encode};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const MAGIC: &[u8; 8] = b"KGMROLE\0";
@@ -41,17 +45,22 @@ struct Role {
     primary: bool,
     /// Volume index and mount directory.
     mounts: Vec<(u16, Vec<u8>)>,
+    /// Region directory of each volume, for each leg.
+    legs: Vec<Vec<Vec<u8>>>,
+    /// The leg in use.
+    active: u32,
 }
 
 struct Primary {
     group: Arc<Group>,
+    order: Arc<Switch>,
+    legs: Vec<Arc<Leg>>,
     senders: Vec<Sender>,
     mounts: Vec<(VolId, PathBuf, Box<dyn Mounted>)>,
 }
 
 struct Secondary {
-    receiver: Arc<Receiver>,
-    threads: Vec<JoinHandle<()>>,
+    receiving: Receiving,
     link: Option<(String, Closer)>,
 }
 
@@ -59,23 +68,6 @@ enum Run {
     Down(String),
     Primary(Primary),
     Secondary(Secondary),
-}
-
-/// What a greeting leads to.
-pub enum Admission {
-    /// Serve it with this receiver.
-    Secondary(Arc<Receiver>),
-    /// Refuse it.
-    Refuse {
-        /// Why.
-        code: RejectCode,
-        /// For people.
-        text: String,
-        /// Our epochs.
-        chain: Vec<crate::base::Epoch>,
-        /// Our position.
-        head: Seq,
-    },
 }
 
 /// A group at this site.
@@ -91,6 +83,7 @@ pub struct LocalGroup {
     timing: Timing,
     limits: config::LimitsConfig,
     role_path: PathBuf,
+    state_dir: PathBuf,
     run: Mutex<Run>,
     primary_head: AtomicU64,
     changing: AtomicBool,
@@ -122,6 +115,7 @@ impl LocalGroup {
             Timing { link: limits.link_timeout, heartbeat: limits.heartbeat, progress: limits.progress_timeout };
         Ok(LocalGroup {
             role_path: dir.join(&cfg.name),
+            state_dir: state_dir.to_owned(),
             cfg,
             site: site.to_owned(),
             pairs,
@@ -136,14 +130,26 @@ impl LocalGroup {
         })
     }
 
-    fn place(&self) -> Place {
-        let volumes =
-            self.cfg.volumes.iter().map(|v| (v.name.clone(), v.legs.first().cloned().unwrap_or_default())).collect();
+    fn place(&self, role: &Role, leg: u32) -> Place {
+        let paths = role.legs.get(leg as usize).cloned().unwrap_or_default();
+        let volumes = self.cfg.volumes.iter().zip(paths).map(|(v, p)| (v.name.clone(), path(&p))).collect();
         Place { group: self.cfg.name.clone(), volumes, journal_bytes: self.limits.journal_bytes }
+    }
+
+    fn configured_legs(&self) -> Vec<Vec<Vec<u8>>> {
+        (0..self.cfg.legs())
+            .map(|l| self.cfg.volumes.iter().filter_map(|v| v.legs.get(l)).map(|p| bytes(p)).collect())
+            .collect()
     }
 
     fn role(&self) -> Result<Option<Role>> {
         files::load(&self.role_path, MAGIC, VERSION)
+    }
+
+    fn change_role(&self, change: impl FnOnce(&mut Role)) -> Result<()> {
+        let mut r = self.role()?.ok_or_else(|| Error::failed("the role was not saved"))?;
+        change(&mut r);
+        self.save_role(&r)
     }
 
     fn save_role(&self, r: &Role) -> Result<()> {
@@ -152,54 +158,75 @@ impl LocalGroup {
 
     /// Opens the replica and takes up the persisted role; a group that was never started gets the one of the site file.
     pub fn start(self: &Arc<Self>) -> Result<()> {
-        let role = self.role()?;
-        let fresh = role.is_none();
-        let place = self.place();
-        if fresh {
-            Replica::create(&place)?;
-        }
-        let replica = Arc::new(Replica::open(&place)?);
-        let role = match role {
-            Some(r) => r,
-            None => {
-                let primary = self.cfg.primary == self.site;
-                if primary && replica.order().state.chain.is_empty() {
-                    for r in &replica.regions {
-                        r.import()?;
-                    }
-                    replica.set_group_id(random_u64() | 1)?;
-                }
-                let mounts = self.cfg.volumes.iter().enumerate();
-                let mounts = mounts
-                    .filter_map(|(i, v)| {
-                        v.mount
-                            .as_ref()
-                            .map(|m| (i as u16, std::os::unix::ffi::OsStrExt::as_bytes(m.as_os_str()).to_vec()))
-                    })
-                    .collect();
-                let r = Role { primary, mounts };
-                self.save_role(&r)?;
-                r
+        let known = self.role()?;
+        let fresh = known.is_none();
+        let mut role = known.unwrap_or_else(|| Role {
+            primary: self.cfg.primary == self.site,
+            mounts: self
+                .cfg
+                .volumes
+                .iter()
+                .enumerate()
+                .filter_map(|(i, v)| v.mount.as_ref().map(|m| (i as u16, bytes(m))))
+                .collect(),
+            legs: self.configured_legs(),
+            active: 0,
+        });
+        for l in self.configured_legs() {
+            if !role.legs.contains(&l) {
+                role.legs.push(l);
             }
-        };
+        }
+        let replica = self.open_active(&mut role, fresh)?;
+        if fresh && role.primary && replica.order().state.chain.is_empty() {
+            for r in &replica.regions {
+                r.import()?;
+            }
+            replica.set_group_id(random_u64() | 1)?;
+        }
+        self.save_role(&role)?;
         if !role.primary {
             return self.receive(replica);
         }
         if !fresh && !self.ask_peers(&replica)? {
             log::warn!("group {}: a newer primary exists; this site is secondary now", self.cfg.name);
-            self.save_role(&Role { primary: false, mounts: role.mounts })?;
+            self.save_role(&Role { primary: false, ..role })?;
             return self.receive(replica);
         }
-        let mounts = role.mounts.clone();
         self.lead(replica, fresh)?;
-        for (v, dir) in mounts {
-            let dir = PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&dir));
-            if let Err(e) = self.mount_at(VolId(v), &dir) {
+        for (v, dir) in &role.mounts {
+            let dir = path(dir);
+            if let Err(e) = self.mount_at(VolId(*v), &dir) {
                 log::error!("group {}: mounting at {}: {e}", self.cfg.name, dir.display());
                 *self.note.lock() = Some(format!("not mounted at {}: {e}", dir.display()));
             }
         }
         Ok(())
+    }
+
+    /// Opens the leg in use; when that one is lost, another that had everything.
+    fn open_active(&self, role: &mut Role, fresh: bool) -> Result<Arc<Replica>> {
+        let place = self.place(role, role.active);
+        if fresh {
+            Replica::create(&place)?;
+        }
+        let first = match Replica::open(&place) {
+            Ok(r) => return Ok(Arc::new(r)),
+            Err(e) => e,
+        };
+        for l in (0..role.legs.len() as u32).filter(|l| *l != role.active && role.primary) {
+            let place = self.place(role, l);
+            let leg = Leg::new(&self.state_dir, l, place.clone(), self.timing.link)?;
+            if leg.pair.state() == crate::pair::state::State::Pair
+                && let Ok(r) = Replica::open(&place)
+            {
+                log::warn!("group {}: leg {} is lost ({first}); going on with leg {l}", self.cfg.name, role.active);
+                let r = Receiving::start(Arc::new(r))?.finish().map_err(|(e, _)| e)?;
+                role.active = l;
+                return Ok(r);
+            }
+        }
+        Err(first)
     }
 
     /// Before going on as primary: does anybody know a newer one? Waits a little for peers; goes on alone with a
@@ -232,35 +259,34 @@ impl LocalGroup {
 
     /// Becomes the receiving side.
     fn receive(&self, replica: Arc<Replica>) -> Result<()> {
-        let receiver = Arc::new(Receiver::new(replica)?);
-        let mut threads = Vec::new();
-        let r = receiver.clone();
-        let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(f);
-        threads.push(spawn(
-            "applier",
-            Box::new(move || {
-                let mut buf = Vec::new();
-                while r.step(&mut buf, Duration::from_millis(500)) {}
-            }),
-        )?);
-        let r = receiver.clone();
-        threads.push(spawn(
-            "checkpoint",
-            Box::new(move || {
-                while !r.stopped() {
-                    std::thread::sleep(Duration::from_millis(500));
-                    if let Err(e) = r.checkpoint() {
-                        log::error!("group {}: checkpoint: {e}", r.replica.group);
-                    }
-                }
-            }),
-        )?);
-        *self.run.lock() = Run::Secondary(Secondary { receiver, threads, link: None });
+        let receiving = Receiving::start(replica)?;
+        *self.run.lock() = Run::Secondary(Secondary { receiving, link: None });
         Ok(())
     }
 
-    /// Becomes the primary: a new epoch, durable before anything else, then the senders.
+    /// Becomes the primary: a new epoch, durable before anything else, then the senders. `first`: pairs that do not
+    /// exist yet are made.
     fn lead(self: &Arc<Self>, replica: Arc<Replica>, first: bool) -> Result<()> {
+        let role = self.role()?.ok_or_else(|| Error::failed("the role was not saved"))?;
+        let mut legs = Vec::new();
+        for l in (0..role.legs.len() as u32).filter(|l| *l != role.active) {
+            legs.push(Leg::new(&self.state_dir, l, self.place(&role, l), self.timing.link)?);
+        }
+        let (group, senders) = self.lead_on(replica, &legs, first)?;
+        let me = Arc::downgrade(self);
+        let failover = Box::new(move |old: &Arc<Group>, e: &Error| me.upgrade()?.fail_over(old, e));
+        let order = Arc::new(Switch::new(group.clone(), failover));
+        *self.run.lock() = Run::Primary(Primary { group, order, legs, senders, mounts: Vec::new() });
+        Ok(())
+    }
+
+    /// A new epoch on a replica, the group on it, and a sender for each pair and leg.
+    fn lead_on(
+        self: &Arc<Self>,
+        replica: Arc<Replica>,
+        legs: &[Arc<Leg>],
+        first: bool,
+    ) -> Result<(Arc<Group>, Vec<Sender>)> {
         let epoch = {
             let mut m = replica.order();
             let at = m.live.last_seq();
@@ -274,35 +300,147 @@ impl LocalGroup {
             epoch
         };
         log::info!("group {}: primary, epoch {}", self.cfg.name, epoch.number);
-        let sync: Vec<bool> = self.pairs.iter().map(|p| p.mode == crate::pair::state::Mode::Sync).collect();
+        let kind = |p: &Arc<Pair>| match p.mode {
+            crate::pair::state::Mode::Sync => PairKind::Sync,
+            crate::pair::state::Mode::Async => PairKind::Async,
+        };
+        let kinds: Vec<PairKind> = self.pairs.iter().map(kind).chain(legs.iter().map(|_| PairKind::Leg)).collect();
         let fence = match self.cfg.fence {
             config::Fence::Data => Fence::Data,
             config::Fence::Never => Fence::Never,
         };
-        let group = Arc::new(Group::new(replica, fence, self.cfg.write_through, &sync, self.limits.queue_memory_bytes));
+        let group =
+            Arc::new(Group::new(replica, fence, self.cfg.write_through, &kinds, self.limits.queue_memory_bytes));
         group.announce(Op::EpochStart { epoch })?;
-        let volumes: Vec<_> = self.cfg.volumes.iter().map(|v| (v.name.clone(), v.port.clone(), v.lu)).collect();
         let mut senders = Vec::new();
         for (i, p) in self.pairs.iter().enumerate() {
             if first && p.state() == crate::pair::state::State::Smpl {
                 p.event(crate::pair::state::Event::Create { no_copy: false }, Some("waiting for the peer".into()))?;
             }
-            senders.push(Sender::start(
-                self.ctx.clone(),
-                self.clone(),
-                group.clone(),
-                p.clone(),
-                i,
-                volumes.clone(),
-                self.timing,
-            )?);
+            senders.push(self.sender(self.ctx.clone(), &group, p, i)?);
         }
-        *self.run.lock() = Run::Primary(Primary { group, senders, mounts: Vec::new() });
-        Ok(())
+        for (i, leg) in legs.iter().enumerate() {
+            senders.push(self.leg_sender(&group, leg, self.pairs.len() + i)?);
+        }
+        Ok((group, senders))
     }
 
-    /// Decides on a greeting.
-    pub fn admit(self: &Arc<Self>, hello: &Hello, theirs: &Chain, closer: &Closer) -> Admission {
+    fn leg_sender(self: &Arc<Self>, group: &Arc<Group>, leg: &Arc<Leg>, index: usize) -> Result<Sender> {
+        if leg.pair.state() == crate::pair::state::State::Smpl {
+            leg.pair.event(crate::pair::state::Event::Create { no_copy: false }, Some("added".into()))?;
+        }
+        self.sender(Arc::new(LegCtx(leg.clone())), group, &leg.pair, index)
+    }
+
+    fn sender(
+        self: &Arc<Self>,
+        ctx: Arc<dyn SenderCtx>,
+        group: &Arc<Group>,
+        pair: &Arc<Pair>,
+        index: usize,
+    ) -> Result<Sender> {
+        let volumes = self.cfg.volumes.iter().map(|v| (v.name.clone(), v.port.clone(), v.lu)).collect();
+        Sender::start(ctx, self.clone(), group.clone(), pair.clone(), index, volumes, self.timing)
+    }
+
+    /// The leg in use failed: goes on with another one that has everything (MS-21). `None` when there is none.
+    fn fail_over(self: &Arc<Self>, old: &Arc<Group>, error: &Error) -> Option<Arc<Group>> {
+        let leg = match &*self.run.lock() {
+            Run::Primary(p) if Arc::ptr_eq(&p.group, old) => p.legs.iter().find(|l| l.is_good()).cloned()?,
+            _ => return None,
+        };
+        log::error!("group {}: the leg in use failed: {error}; going on with leg {}", self.cfg.name, leg.number);
+        let head = old.freeze();
+        if !old.wait_all(head, Duration::from_secs(3)) || !leg.is_good() {
+            old.thaw();
+            return None;
+        }
+        match self.change_leg(old, &leg) {
+            Ok(g) => Some(g),
+            Err(e) => {
+                log::error!("group {}: going on with leg {} failed: {e}", self.cfg.name, leg.number);
+                old.thaw();
+                None
+            }
+        }
+    }
+
+    fn change_leg(self: &Arc<Self>, old: &Arc<Group>, leg: &Arc<Leg>) -> Result<Arc<Group>> {
+        let (senders, mut legs) = match &mut *self.run.lock() {
+            Run::Primary(p) => (std::mem::take(&mut p.senders), p.legs.clone()),
+            _ => return Err(Error::failed("the group is not primary any more")),
+        };
+        old.stop();
+        for s in senders {
+            s.stop();
+        }
+        let replica = leg.take()?;
+        let mut role = self.role()?.ok_or_else(|| Error::failed("the role was not saved"))?;
+        let lost = role.active;
+        role.active = leg.number;
+        self.save_role(&role)?;
+        legs.retain(|l| l.number != leg.number);
+        let lost =
+            Leg::from_lost(&self.state_dir, lost, self.place(&role, lost), old.replica.clone(), self.timing.link)?;
+        if lost.pair.state() != crate::pair::state::State::Smpl {
+            let fault = crate::pair::state::Event::Fault(crate::pair::state::Reason::LocalFault);
+            lost.pair.event(fault, Some("the leg was lost".into()))?;
+        }
+        legs.push(lost);
+        let (group, senders) = self.lead_on(replica, &legs, false)?;
+        if let Run::Primary(p) = &mut *self.run.lock() {
+            (p.group, p.legs, p.senders) = (group.clone(), legs, senders);
+        }
+        Ok(group)
+    }
+
+    /// Adds a leg to the running mirror group (MS-8): writes go to it at once, it counts when its copy is complete.
+    pub fn add_leg(self: &Arc<Self>, regions: &[PathBuf]) -> Result<u32> {
+        if regions.len() != self.cfg.volumes.len() {
+            return Err(Error::config(format!(
+                "give one region for each volume of group {}: {}",
+                self.cfg.name,
+                self.cfg.volumes.len()
+            )));
+        }
+        let mut role = self.role()?.ok_or_else(|| Error::failed("the role was not saved"))?;
+        let paths: Vec<Vec<u8>> = regions.iter().map(|p| bytes(p)).collect();
+        if role.legs.contains(&paths) {
+            return Err(Error::refused("this is a leg of the group already"));
+        }
+        let number = role.legs.len() as u32;
+        role.legs.push(paths);
+        let leg = Leg::new(&self.state_dir, number, self.place(&role, number), self.timing.link)?;
+        Replica::create(leg.place())?;
+        let mut run = self.run.lock();
+        let Run::Primary(p) = &mut *run else {
+            return Err(Error::refused("legs are added where the group is primary"));
+        };
+        self.save_role(&role)?;
+        let index = p.group.add_pair(PairKind::Leg);
+        let s = self.leg_sender(&p.group, &leg, index)?;
+        p.senders.push(s);
+        p.legs.push(leg);
+        Ok(number)
+    }
+
+    /// For `kagami status`: the leg in use first.
+    pub fn legs(&self) -> Vec<LegStatus> {
+        let active = self.role().ok().flatten().map_or(0, |r| r.active);
+        match &*self.run.lock() {
+            Run::Primary(p) => {
+                let fault = p.group.fault();
+                let state = if fault.is_some() { "faulty" } else { "synchronised" };
+                let mut v = vec![LegStatus { leg: active, state: state.into(), reason: fault }];
+                v.extend(p.legs.iter().map(|l| l.status()));
+                v.sort_by_key(|l| l.leg);
+                v
+            }
+            _ => vec![LegStatus { leg: active, state: "synchronised".into(), reason: None }],
+        }
+    }
+
+    fn admit_to(self: &Arc<Self>, hello: &Hello, theirs: &Chain, closer: &Closer) -> Admission {
         let refuse = |code, text: String, chain: Vec<_>, head| Admission::Refuse { code, text, chain, head };
         let mut run = self.run.lock();
         match &mut *run {
@@ -347,9 +485,9 @@ impl LocalGroup {
             }
             Run::Secondary(s) => {
                 let (mine, head, id) = {
-                    let received = s.receiver.received();
-                    let m = s.receiver.replica.order();
-                    (s.receiver.replica.chain(&m), received, s.receiver.replica.group_id())
+                    let received = s.receiving.receiver.received();
+                    let m = s.receiving.receiver.replica.order();
+                    (s.receiving.receiver.replica.chain(&m), received, s.receiving.receiver.replica.group_id())
                 };
                 if id != 0 && id != hello.group_id {
                     return refuse(
@@ -374,7 +512,7 @@ impl LocalGroup {
                 if let Some((_, old)) = s.link.replace((hello.site.clone(), closer.clone())) {
                     old.close();
                 }
-                Admission::Secondary(s.receiver.clone())
+                Admission::Secondary(s.receiving.receiver.clone())
             }
         }
     }
@@ -388,11 +526,6 @@ impl LocalGroup {
         }
     }
 
-    /// The primary told its position.
-    pub fn set_primary_head(&self, head: Seq) {
-        self.primary_head.store(head.0, Ordering::Relaxed);
-    }
-
     /// Steps down: a newer primary exists. Refuses mutations first, then ends the mounts, whose caches would go on
     /// serving, then receives.
     pub fn demote(self: &Arc<Self>, why: &str) {
@@ -403,8 +536,7 @@ impl LocalGroup {
         let old = std::mem::replace(&mut *self.run.lock(), Run::Down("stepping down".into()));
         if let Run::Primary(p) = old {
             p.group.stop();
-            let role = Role { primary: false, mounts: Vec::new() };
-            if let Err(e) = self.save_role(&role) {
+            if let Err(e) = self.change_role(|r| (r.primary, r.mounts) = (false, Vec::new())) {
                 log::error!("group {}: {e}", self.cfg.name);
             }
             for (_, dir, m) in &p.mounts {
@@ -414,6 +546,9 @@ impl LocalGroup {
             }
             for s in p.senders {
                 s.stop();
+            }
+            for l in &p.legs {
+                l.close();
             }
             let replica = p.group.replica.clone();
             if let Err(e) = self.receive(replica) {
@@ -430,7 +565,7 @@ impl LocalGroup {
     /// mounted at `at`.
     pub fn takeover(self: &Arc<Self>, force: bool, at: Option<&Path>) -> Result<Seq> {
         let (receiver, linked) = match &*self.run.lock() {
-            Run::Secondary(s) => (s.receiver.clone(), s.link.as_ref().map(|(l, _)| l.clone())),
+            Run::Secondary(s) => (s.receiving.receiver.clone(), s.link.as_ref().map(|(l, _)| l.clone())),
             Run::Primary(_) => return Err(Error::refused(format!("group {} is primary here already", self.cfg.name))),
             Run::Down(why) => return Err(Error::failed(format!("group {} is down: {why}", self.cfg.name))),
         };
@@ -443,7 +578,8 @@ impl LocalGroup {
         if self.changing.swap(true, Ordering::SeqCst) {
             return Err(Error::refused("the group is changing its role already"));
         }
-        let r = self.switch(receiver, at);
+        drop(receiver);
+        let r = self.switch(at);
         self.changing.store(false, Ordering::SeqCst);
         r
     }
@@ -470,7 +606,7 @@ impl LocalGroup {
         Ok(())
     }
 
-    fn switch(self: &Arc<Self>, receiver: Arc<Receiver>, at: Option<&Path>) -> Result<Seq> {
+    fn switch(self: &Arc<Self>, at: Option<&Path>) -> Result<Seq> {
         let old = std::mem::replace(&mut *self.run.lock(), Run::Down("being taken over".into()));
         let Run::Secondary(s) = old else {
             *self.run.lock() = old;
@@ -479,27 +615,15 @@ impl LocalGroup {
         if let Some((_, c)) = &s.link {
             c.close();
         }
-        receiver.close_door();
-        let drained = receiver.abandon().map(|()| receiver.drain(Duration::from_secs(600)));
-        if !matches!(drained, Ok(true)) {
-            let e = drained
-                .err()
-                .or(receiver.fault())
-                .unwrap_or_else(|| Error::failed("what was received could not be applied in time"));
-            receiver.open_door();
-            *self.run.lock() = Run::Secondary(Secondary { link: None, ..s });
-            return Err(e);
-        }
-        receiver.stop();
-        for t in s.threads {
-            let _ = t.join();
-        }
-        let replica = receiver.replica.clone();
-        for r in &replica.regions {
-            r.forget_files();
-        }
+        let replica = match s.receiving.finish() {
+            Ok(r) => r,
+            Err((e, receiving)) => {
+                *self.run.lock() = Run::Secondary(Secondary { receiving, link: None });
+                return Err(e);
+            }
+        };
         let head = replica.order().live.last_seq();
-        self.save_role(&Role { primary: true, mounts: Vec::new() })?;
+        self.change_role(|r| (r.primary, r.mounts) = (true, Vec::new()))?;
         for p in &self.pairs {
             if p.state() != crate::pair::state::State::Smpl
                 && let Err(e) = p.event(
@@ -528,12 +652,12 @@ impl LocalGroup {
 
     /// Mounts a volume; remembered for the next start.
     pub fn mount_at(self: &Arc<Self>, vol: VolId, dir: &Path) -> Result<()> {
-        let group = match &*self.run.lock() {
+        let (group, order) = match &*self.run.lock() {
             Run::Primary(p) => {
                 if let Some((_, d, _)) = p.mounts.iter().find(|(v, _, _)| *v == vol) {
                     return Err(Error::refused(format!("the volume is mounted already, at {}", d.display())));
                 }
-                p.group.clone()
+                (p.group.clone(), p.order.clone())
             }
             Run::Secondary(_) => {
                 return Err(Error::refused(format!(
@@ -544,18 +668,14 @@ impl LocalGroup {
             Run::Down(why) => return Err(Error::failed(format!("group {} is down: {why}", self.cfg.name))),
         };
         let name = self.cfg.volumes.get(vol.0 as usize).map_or("?", |v| v.name.as_str());
-        let volume = Volume::new(group.clone() as Arc<dyn Order>, vol)?;
+        let volume = Volume::new(order as Arc<dyn Order>, vol)?;
         let handle = self.mounter.mount(volume, dir, format!("{}/{name}", self.cfg.name))?;
         let mut run = self.run.lock();
         match &mut *run {
-            Run::Primary(p) if Arc::ptr_eq(&p.group, &group) => {
+            Run::Primary(p) if !p.group.is_stopped() || !Arc::ptr_eq(&p.group, &group) => {
                 p.mounts.push((vol, dir.to_owned(), handle));
-                let mounts = p
-                    .mounts
-                    .iter()
-                    .map(|(v, d, _)| (v.0, std::os::unix::ffi::OsStrExt::as_bytes(d.as_os_str()).to_vec()))
-                    .collect();
-                self.save_role(&Role { primary: true, mounts })
+                let mounts = p.mounts.iter().map(|(v, d, _)| (v.0, bytes(d))).collect();
+                self.change_role(|r| r.mounts = mounts)
             }
             _ => {
                 handle.abort()?;
@@ -573,11 +693,7 @@ impl LocalGroup {
         let (go, stay): (Vec<_>, Vec<_>) =
             std::mem::take(&mut p.mounts).into_iter().partition(|(v, _, _)| vol.is_none_or(|x| x == *v));
         p.mounts = stay;
-        let mounts = p
-            .mounts
-            .iter()
-            .map(|(v, d, _)| (v.0, std::os::unix::ffi::OsStrExt::as_bytes(d.as_os_str()).to_vec()))
-            .collect();
+        let mounts = p.mounts.iter().map(|(v, d, _)| (v.0, bytes(d))).collect();
         drop(run);
         if go.is_empty() {
             return Err(Error::refused("not mounted"));
@@ -585,7 +701,7 @@ impl LocalGroup {
         for (_, _, m) in go {
             m.unmount()?;
         }
-        self.save_role(&Role { primary: true, mounts })
+        self.change_role(|r| r.mounts = mounts)
     }
 
     /// The group at its primary, when this site is.
@@ -599,7 +715,7 @@ impl LocalGroup {
     /// The receiver, when this site is secondary.
     pub fn secondary(&self) -> Option<Arc<Receiver>> {
         match &*self.run.lock() {
-            Run::Secondary(s) => Some(s.receiver.clone()),
+            Run::Secondary(s) => Some(s.receiving.receiver.clone()),
             _ => None,
         }
     }
@@ -608,7 +724,7 @@ impl LocalGroup {
     pub fn replica(&self) -> Result<Arc<Replica>> {
         match &*self.run.lock() {
             Run::Primary(p) => Ok(p.group.replica.clone()),
-            Run::Secondary(s) => Ok(s.receiver.replica.clone()),
+            Run::Secondary(s) => Ok(s.receiving.receiver.replica.clone()),
             Run::Down(why) => Err(Error::failed(format!("group {} is down: {why}", self.cfg.name))),
         }
     }
@@ -666,17 +782,19 @@ impl LocalGroup {
                 for s in p.senders {
                     s.stop();
                 }
+                for l in &p.legs {
+                    l.close();
+                }
                 p.group.replica.clone()
             }
             Run::Secondary(s) => {
                 if let Some((_, c)) = &s.link {
                     c.close();
                 }
-                s.receiver.stop();
-                for t in s.threads {
-                    let _ = t.join();
+                if let Err(e) = s.receiving.shutdown() {
+                    log::error!("group {}: closing: {e}", self.cfg.name);
                 }
-                s.receiver.replica.clone()
+                return;
             }
             Run::Down(_) => return,
         };
@@ -684,4 +802,27 @@ impl LocalGroup {
             log::error!("group {}: closing: {e}", self.cfg.name);
         }
     }
+}
+
+impl Incoming for Arc<LocalGroup> {
+    fn site(&self) -> &str {
+        &self.site
+    }
+    fn group(&self) -> &str {
+        &self.cfg.name
+    }
+    fn admit(&self, hello: &Hello, theirs: &Chain, closer: &Closer) -> Admission {
+        self.admit_to(hello, theirs, closer)
+    }
+    fn set_primary_head(&self, head: Seq) {
+        self.primary_head.store(head.0, Ordering::Relaxed);
+    }
+}
+
+fn bytes(p: &Path) -> Vec<u8> {
+    std::os::unix::ffi::OsStrExt::as_bytes(p.as_os_str()).to_vec()
+}
+
+fn path(b: &[u8]) -> PathBuf {
+    PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b))
 }

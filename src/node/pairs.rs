@@ -28,7 +28,7 @@ pub struct Pair {
     pub mode: Mode,
     /// The site at the other end.
     pub peer: Site,
-    path: PathBuf,
+    path: Option<PathBuf>,
     inner: Mutex<Inner>,
 }
 
@@ -40,7 +40,28 @@ impl Pair {
         let path = dir.join(format!("{group}.{name}"));
         let state = files::load::<State>(&path, MAGIC, VERSION)?.unwrap_or(State::Smpl);
         let inner = Inner { state, reason: None, last_resync: None, progress: None, link: false };
-        Ok(Pair { group: group.into(), name: name.into(), mode, peer: peer.into(), path, inner: Mutex::new(inner) })
+        Ok(Pair {
+            group: group.into(),
+            name: name.into(),
+            mode,
+            peer: peer.into(),
+            path: Some(path),
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// The other end of a pair within one process: follows, persists nothing.
+    pub fn shadow(of: &Pair) -> Pair {
+        let inner = Inner { state: of.state(), reason: None, last_resync: None, progress: None, link: false };
+        let (group, name, peer) = (of.group.clone(), of.name.clone(), of.peer.clone());
+        Pair { group, name, mode: of.mode, peer, path: None, inner: Mutex::new(inner) }
+    }
+
+    fn save(&self, s: &State) -> Result<()> {
+        match &self.path {
+            Some(p) => files::save(p, MAGIC, VERSION, s),
+            None => Ok(()),
+        }
     }
 
     /// The present state.
@@ -53,7 +74,7 @@ impl Pair {
         let mut g = self.inner.lock();
         let next = state::next(g.state, event, self.mode)?;
         if next != g.state {
-            files::save(&self.path, MAGIC, VERSION, &next)?;
+            self.save(&next)?;
             log::info!(
                 "group {} pair {}: {} -> {}{}",
                 self.group,
@@ -75,8 +96,10 @@ impl Pair {
     pub fn mirror(&self, to: State, why: Option<String>) -> Result<()> {
         let mut g = self.inner.lock();
         if g.state != to {
-            files::save(&self.path, MAGIC, VERSION, &to)?;
-            log::info!("group {} pair {}: {} -> {}", self.group, self.name, g.state, to);
+            self.save(&to)?;
+            if self.path.is_some() {
+                log::info!("group {} pair {}: {} -> {}", self.group, self.name, g.state, to);
+            }
         }
         g.state = to;
         g.reason = why;

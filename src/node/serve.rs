@@ -1,7 +1,7 @@
 //! One link of an incoming pair, at the side that has the secondary region.
 
 use super::copying;
-use super::local::{Admission, LocalGroup};
+use super::incoming::{Admission, Incoming};
 use super::pairs::Pair;
 use super::tell;
 use crate::base::{Error, Kind, Result, Seq, VolId, limits};
@@ -43,7 +43,7 @@ pub struct Served {
     r: FrameReader,
     w: Arc<Mutex<FrameWriter>>,
     closer: Closer,
-    group: Arc<LocalGroup>,
+    group: Arc<dyn Incoming>,
     pair: Arc<Pair>,
     receiver: Arc<Receiver>,
     hello: Hello,
@@ -72,7 +72,7 @@ pub fn greet(link: Link, timeout: Duration) -> Result<(Hello, FrameReader, Frame
 
 /// Serves a greeted link until it ends.
 pub fn serve(
-    group: Arc<LocalGroup>,
+    group: Arc<dyn Incoming>,
     pair: Arc<Pair>,
     hello: Hello,
     r: FrameReader,
@@ -107,7 +107,7 @@ pub fn serve(
         let m = receiver.replica.order();
         Welcome {
             version: VERSION,
-            site: group.site.clone(),
+            site: group.site().to_owned(),
             group_id: receiver.replica.group_id(),
             chain: m.state.chain.clone(),
             head: received,
@@ -151,7 +151,7 @@ impl Served {
 
     fn finish(&mut self) {
         if let Err(e) = self.receiver.abandon() {
-            log::error!("group {}: forgetting the staged resync: {e}", self.group.cfg.name);
+            log::error!("group {}: forgetting the staged resync: {e}", self.group.group());
         }
         self.pair.set_link(false);
         let to = match self.pair.state() {
@@ -160,7 +160,7 @@ impl Served {
             s => s,
         };
         if let Err(e) = self.pair.mirror(to, Some(format!("no link from site {}", self.hello.site))) {
-            log::error!("group {}: {e}", self.group.cfg.name);
+            log::error!("group {}: {e}", self.group.group());
         }
     }
 
@@ -229,8 +229,8 @@ impl Served {
     /// Tells the primary why this side cannot go on, and ends the link.
     fn suspend(&self, e: Error) -> Result<()> {
         let reason = match e.errno {
-            libc::ENOSPC | libc::EDQUOT => format!("needs-space: full at site {}: {e}", self.group.site),
-            _ => format!("site {}: {e}", self.group.site),
+            libc::ENOSPC | libc::EDQUOT => format!("needs-space: full at site {}: {e}", self.group.site()),
+            _ => format!("site {}: {e}", self.group.site()),
         };
         let _ = self.say(&Msg::Suspend { reason: reason.clone() });
         Err(Error { kind: Kind::Failed, errno: e.errno, msg: reason })

@@ -73,7 +73,8 @@ impl Live {
             std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(&what)?;
         let fresh = file.metadata().at(&what)?.len() < BYTES as u64;
         if fresh {
-            file.set_len(BYTES as u64).at(&what)?;
+            // Storing to a hole of a mapped file on a full disk would kill the process.
+            crate::os::sys::fallocate(&file, 0, 0, BYTES as u64).or_else(|_| file.set_len(BYTES as u64)).at(&what)?;
         }
         let mut page = Page::map(&file, BYTES).at(&what)?;
         let boot = boot_id();

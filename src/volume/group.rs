@@ -43,8 +43,25 @@ pub struct Progress {
     pub bytes: u64,
 }
 
+/// What an outgoing pair is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairKind {
+    /// To a remote site, waited for in PAIR.
+    Sync,
+    /// To a remote site, not waited for.
+    Async,
+    /// To another leg of the mirror group, waited for like a sync pair, but without its fence.
+    Leg,
+}
+
+impl PairKind {
+    fn waited_for(self) -> bool {
+        self != PairKind::Async
+    }
+}
+
 struct Gate {
-    pairs: Vec<(bool, Progress)>,
+    pairs: Vec<(PairKind, Progress)>,
 }
 
 /// A group whose replica here is the primary one.
@@ -61,6 +78,7 @@ pub struct Group {
     gate: Mutex<Gate>,
     gate_changed: Condvar,
     stopped: AtomicBool,
+    frozen: AtomicBool,
     in_flight: Mutex<HashMap<ThreadId, Seq>>,
     /// Everything up to here is durable at every configured peer.
     trim: AtomicU64,
@@ -68,8 +86,14 @@ pub struct Group {
 }
 
 impl Group {
-    /// Over a replica that became primary. `pairs` tells for each outgoing pair, in order, whether it is synchronous.
-    pub fn new(replica: Arc<Replica>, fence: Fence, write_through: bool, pairs: &[bool], queue_bytes: u64) -> Group {
+    /// Over a replica that became primary. `pairs` tells for each outgoing pair, in order, what it is for.
+    pub fn new(
+        replica: Arc<Replica>,
+        fence: Fence,
+        write_through: bool,
+        pairs: &[PairKind],
+        queue_bytes: u64,
+    ) -> Group {
         let head = replica.order().live.last_seq();
         Group {
             name: replica.group.clone(),
@@ -80,6 +104,7 @@ impl Group {
             gate: Mutex::new(Gate { pairs: pairs.iter().map(|s| (*s, Progress::default())).collect() }),
             gate_changed: Condvar::new(),
             stopped: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
             in_flight: Mutex::new(HashMap::new()),
             trim: AtomicU64::new(0),
             fault: Mutex::new(None),
@@ -99,6 +124,38 @@ impl Group {
         drop(self.gate.lock());
         self.gate_changed.notify_all();
         self.queue.wake();
+    }
+
+    /// No further mutation is accepted for now, but what was accepted still goes out. Returns the last position.
+    pub fn freeze(&self) -> Seq {
+        let m = self.replica.order();
+        self.frozen.store(true, Ordering::SeqCst);
+        m.live.last_seq()
+    }
+
+    /// Ends [`Group::freeze`].
+    pub fn thaw(&self) {
+        self.frozen.store(false, Ordering::SeqCst);
+    }
+
+    /// Adds an outgoing pair; returns its index.
+    pub fn add_pair(&self, kind: PairKind) -> usize {
+        let mut g = self.gate.lock();
+        g.pairs.push((kind, Progress::default()));
+        g.pairs.len() - 1
+    }
+
+    /// Waits until every pair that answers wait for has everything up to `seq`, or the time is up.
+    pub fn wait_all(&self, seq: Seq, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let mut g = self.gate.lock();
+        while g.pairs.iter().any(|(k, p)| k.waited_for() && p.enforced.is_some() && p.received < seq) {
+            if Instant::now() > until {
+                return false;
+            }
+            self.gate_changed.wait_for(&mut g, Duration::from_millis(20));
+        }
+        true
     }
 
     /// True after [`Group::stop`].
@@ -130,14 +187,14 @@ impl Group {
     /// Up to where an asynchronous pair may send: not past what the enforced sync pairs have (MS-4).
     pub fn async_limit(&self) -> Seq {
         let g = self.gate.lock();
-        let sync = g.pairs.iter().filter(|(s, p)| *s && p.enforced.is_some());
+        let sync = g.pairs.iter().filter(|(k, p)| *k == PairKind::Sync && p.enforced.is_some());
         sync.map(|(_, p)| p.received).min().unwrap_or(Seq(u64::MAX))
     }
 
     /// Waits until [`Group::async_limit`] may have risen above `cursor`, or the time is up.
     pub fn wait_async_limit(&self, cursor: Seq, timeout: Duration) {
         let mut g = self.gate.lock();
-        let behind = g.pairs.iter().any(|(s, p)| *s && p.enforced.is_some() && p.received <= cursor);
+        let behind = g.pairs.iter().any(|(k, p)| *k == PairKind::Sync && p.enforced.is_some() && p.received <= cursor);
         if behind {
             self.gate_changed.wait_for(&mut g, timeout);
         }
@@ -168,9 +225,12 @@ impl Group {
                 msg: format!("group {} is not primary here any more", self.name),
             });
         }
+        if self.frozen.load(Ordering::SeqCst) {
+            return Err(Error::os(libc::EIO).context("the leg in use is being changed"));
+        }
         if self.fence == Fence::Data {
             let g = self.gate.lock();
-            if g.pairs.iter().any(|(sync, p)| *sync && p.enforced.is_none()) {
+            if g.pairs.iter().any(|(k, p)| *k == PairKind::Sync && p.enforced.is_none()) {
                 return Err(Error {
                     kind: Kind::Refused,
                     errno: libc::EIO,
@@ -225,7 +285,8 @@ impl Group {
         let mut g = self.gate.lock();
         let mut waited = false;
         loop {
-            let missing = g.pairs.iter().any(|(sync, p)| *sync && p.enforced.is_some_and(|e| seq > e) && have(p) < seq);
+            let missing =
+                g.pairs.iter().any(|(k, p)| k.waited_for() && p.enforced.is_some_and(|e| seq > e) && have(p) < seq);
             if !missing {
                 break;
             }
@@ -237,7 +298,7 @@ impl Group {
         }
         if waited
             && self.fence == Fence::Data
-            && g.pairs.iter().any(|(sync, p)| *sync && p.enforced.is_none() && have(p) < seq)
+            && g.pairs.iter().any(|(k, p)| *k == PairKind::Sync && p.enforced.is_none() && have(p) < seq)
         {
             return Err(Error {
                 kind: Kind::Refused,

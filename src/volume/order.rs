@@ -62,6 +62,12 @@ pub trait Order: Send + Sync {
 
     /// Something went wrong with the local tree while or after changing it.
     fn local_fault(&self, vol: VolId, error: &Error);
+
+    /// After an operation that began in `generation` failed: true when it should be done again, because the leg it ran
+    /// on was lost and another one is in use now.
+    fn retry(&self, _generation: u64, _error: &Error) -> bool {
+        false
+    }
 }
 
 /// An order for one region alone: no journal, no peers. For tests of what lies above.

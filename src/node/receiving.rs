@@ -1,0 +1,70 @@
+//! A receiver with its threads: one applies, one makes room in the log.
+
+use crate::base::{Error, Result};
+use crate::store::receive::Receiver;
+use crate::store::replica::Replica;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long what was received may take to be applied before a role changes.
+const DRAIN: Duration = Duration::from_secs(600);
+
+/// A running receiver.
+pub struct Receiving {
+    /// The receiver.
+    pub receiver: Arc<Receiver>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Receiving {
+    /// Recovers the log of a replica and starts to apply.
+    pub fn start(replica: Arc<Replica>) -> Result<Receiving> {
+        let receiver = Arc::new(Receiver::new(replica)?);
+        let (a, c) = (receiver.clone(), receiver.clone());
+        let applier = std::thread::Builder::new().name("applier".into()).spawn(move || {
+            let mut buf = Vec::new();
+            while a.step(&mut buf, Duration::from_millis(500)) {}
+        })?;
+        let checkpoint = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+            while !c.stopped() {
+                std::thread::sleep(Duration::from_millis(500));
+                if let Err(e) = c.checkpoint() {
+                    log::error!("group {}: checkpoint: {e}", c.replica.group);
+                }
+            }
+        })?;
+        Ok(Receiving { receiver, threads: vec![applier, checkpoint] })
+    }
+
+    /// Applies everything received, stops, and hands the replica over. On error it goes on as it was.
+    pub fn finish(self) -> std::result::Result<Arc<Replica>, (Error, Receiving)> {
+        self.receiver.close_door();
+        let drained = self.receiver.abandon().map(|()| self.receiver.drain(DRAIN));
+        if !matches!(drained, Ok(true)) {
+            let e = drained.err().or(self.receiver.fault());
+            self.receiver.open_door();
+            return Err((e.unwrap_or_else(|| Error::failed("what was received could not be applied in time")), self));
+        }
+        let replica = self.receiver.replica.clone();
+        self.stop();
+        for r in &replica.regions {
+            r.forget_files();
+        }
+        Ok(replica)
+    }
+
+    fn stop(self) {
+        self.receiver.stop();
+        for t in self.threads {
+            let _ = t.join();
+        }
+    }
+
+    /// Stops and closes the replica in order.
+    pub fn shutdown(self) -> Result<()> {
+        let replica = self.receiver.replica.clone();
+        self.stop();
+        replica.close()
+    }
+}
