@@ -339,6 +339,17 @@ fn a_mount_point_in_use_is_refused_and_a_dead_one_taken_over() {
     assert!(fs::read_dir(lab.mnt()).unwrap().next().is_none());
 }
 
+/// `KAGAMI_RUN='git clone … && …' cargo test --test mount_local a_command -- --ignored`
+#[test]
+#[ignore = "runs the shell command of KAGAMI_RUN in the mount"]
+fn a_command_of_your_own() {
+    let lab = Lab::up(support::env_number("KAGAMI_WRITE_THROUGH", 0) != 0);
+    let command = std::env::var("KAGAMI_RUN").expect("KAGAMI_RUN");
+    let status = std::process::Command::new("bash").args(["-ec", &command]).current_dir(lab.mnt()).status().unwrap();
+    assert!(status.success(), "{status}");
+    lab.finish();
+}
+
 #[test]
 fn the_end_of_a_mount_is_told() {
     let dir = tempfile::tempdir_in(support::base_dir()).unwrap();
