@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use support::conformance::{self, FSX_MIXES, Verdict};
 use support::{is_root, posix};
 
@@ -160,6 +161,53 @@ fn times_before_1970_and_setuid_bits() {
     lab.finish();
 }
 
+/// Waits for what the kernel is told beside the answer to a request.
+fn soon(what: &str, check: impl Fn() -> bool) {
+    assert!(support::proc::wait_until(std::time::Duration::from_secs(5), check), "{what}");
+}
+
+fn refused_and_in_doubt(write_through: bool) {
+    let lab = Lab::up(write_through);
+    let (file, dir) = (lab.mnt().join("file"), lab.mnt().join("dir"));
+    fs::write(&file, "as it was").unwrap();
+    let f = fs::OpenOptions::new().read(true).write(true).open(&file).unwrap();
+    f.sync_all().unwrap();
+    lab.order.refuse.store(true, Ordering::Release);
+    let written = f.write_all_at(b"refused..", 0).and_then(|()| f.sync_all());
+    assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert!(fs::create_dir(&dir).is_err() && fs::remove_file(&file).is_err());
+    lab.order.refuse.store(false, Ordering::Release);
+    soon("refused data is gone from the page cache", || {
+        let r = fs::read(&file);
+        println!("{r:?}");
+        r.is_ok_and(|b| b == b"as it was")
+    });
+    assert!(!dir.exists());
+    // Done here, and then the sync site did not answer.
+    lab.order.lose.store(true, Ordering::Release);
+    assert!(fs::create_dir(&dir).is_err());
+    soon("a directory in doubt is shown as it is", || dir.is_dir());
+    assert!(fs::rename(&dir, lab.mnt().join("dir2")).is_err());
+    soon("so is a rename", || !dir.exists() && lab.mnt().join("dir2").is_dir());
+    assert!(fs::remove_file(&file).is_err());
+    soon("so is a removal", || !file.exists());
+    lab.order.lose.store(false, Ordering::Release);
+    drop(f);
+    // The first to ask is told of the write that failed.
+    let _ = kagami::os::sys::syncfs(fs::File::open(lab.mnt()).unwrap());
+    lab.finish();
+}
+
+#[test]
+fn refused_and_in_doubt_with_writeback() {
+    refused_and_in_doubt(false);
+}
+
+#[test]
+fn refused_and_in_doubt_with_write_through() {
+    refused_and_in_doubt(true);
+}
+
 #[test]
 fn another_region_takes_over_under_open_files() {
     let lab = Lab::up(false);
@@ -289,6 +337,17 @@ fn a_mount_point_in_use_is_refused_and_a_dead_one_taken_over() {
     assert_eq!(fs::read_dir(lab.mnt()).unwrap().count(), 0);
     m.unmount().unwrap();
     assert!(fs::read_dir(lab.mnt()).unwrap().next().is_none());
+}
+
+/// `KAGAMI_RUN='git clone … && …' cargo test --test mount_local a_command -- --ignored`
+#[test]
+#[ignore = "runs the shell command of KAGAMI_RUN in the mount"]
+fn a_command_of_your_own() {
+    let lab = Lab::up(support::env_number("KAGAMI_WRITE_THROUGH", 0) != 0);
+    let command = std::env::var("KAGAMI_RUN").expect("KAGAMI_RUN");
+    let status = std::process::Command::new("bash").args(["-ec", &command]).current_dir(lab.mnt()).status().unwrap();
+    assert!(status.success(), "{status}");
+    lab.finish();
 }
 
 #[test]

@@ -23,7 +23,6 @@ use std::time::{Duration, SystemTime};
 const TTL: Duration = Duration::from_secs(86_400);
 /// Largest write, bytes: what the kernel allows without tuning.
 const MAX_WRITE_BYTES: u32 = 1 << 20;
-const MAX_BACKGROUND: u16 = 64;
 
 thread_local! {
     static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -36,15 +35,18 @@ pub struct Adapter {
     tasks: Sender<Task>,
     notifier: Arc<OnceLock<Notifier>>,
     closed: Arc<AtomicBool>,
+    background: u16,
 }
 
 impl Adapter {
-    /// For a volume, with the thread that must be started beside it. Once `closed` is set every request is refused.
-    pub fn new(v: Arc<Volume>, closed: Arc<AtomicBool>) -> (Adapter, Worker) {
+    /// For a volume, with the thread that must be started beside it. The kernel has at most `background` requests under
+    /// way that nobody waits for. Once `closed` is set every request is refused.
+    pub fn new(v: Arc<Volume>, background: usize, closed: Arc<AtomicBool>) -> (Adapter, Worker) {
+        let background = u16::try_from(background).unwrap_or(u16::MAX);
         let (tasks, rx) = crossbeam::channel::unbounded();
         let writeback = !v.order().write_through();
         let notifier = Arc::new(OnceLock::new());
-        let adapter = Adapter { v: v.clone(), writeback, tasks, notifier: notifier.clone(), closed };
+        let adapter = Adapter { v: v.clone(), writeback, tasks, notifier: notifier.clone(), closed, background };
         (adapter, Worker { v, tasks: rx, notifier })
     }
 
@@ -134,7 +136,7 @@ impl Filesystem for Adapter {
             }
         }
         let _ = config.set_max_write(MAX_WRITE_BYTES);
-        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_max_background(self.background);
         Ok(())
     }
 

@@ -19,10 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Threads that serve requests unless told otherwise. They wait for replicas, so more than there are processors.
-pub const THREADS: usize = 16;
+/// Threads that serve requests unless told otherwise. They wait for replicas, so more than there are processors. Each
+/// has a buffer of which it uses up to 1 MiB.
+pub const THREADS: usize = 24;
 /// Fewest threads: some requests are made by the kernel while others are being served.
 pub const THREADS_MIN: usize = 8;
+/// Threads kept free of requests that nobody waits for (read-ahead, writeback), so that those who wait are served.
+const THREADS_FOREGROUND: usize = THREADS_MIN / 2;
 
 /// Called once when a mount's session ends: `None` after [`MountHandle::unmount`] or [`MountHandle::abort`], else why
 /// (somebody else unmounted it, or the connection broke).
@@ -129,7 +132,7 @@ fn serve(
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(threads);
     config.clone_fd = true;
-    let (adapter, worker) = Adapter::new(volume, closed);
+    let (adapter, worker) = Adapter::new(volume, threads - THREADS_FOREGROUND, closed);
     let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config).at("FUSE handshake")?;
     worker.start(session.notifier())?;
     let _ = ready.send(Ok(()));

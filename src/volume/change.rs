@@ -13,20 +13,23 @@ use std::os::fd::OwnedFd;
 pub(super) struct Change<'a> {
     v: &'a Volume,
     obj: &'a Object,
-    guard: MutexGuard<'a, ()>,
+    guard: Option<MutexGuard<'a, ()>>,
     last: Option<Seq>,
     named: bool,
+    /// The mark of what was begun and not committed yet.
+    begun: Option<Mark>,
 }
 
 impl<'a> Change<'a> {
     /// Takes the object's lock.
     pub fn new(v: &'a Volume, obj: &'a Object) -> Change<'a> {
-        Change { v, obj, guard: obj.content.lock(), last: None, named: true }
+        Change { v, obj, guard: Some(obj.content.lock()), last: None, named: true, begun: None }
     }
 
     /// Marks the journal; nothing may be changed before. On error nothing must be changed at all.
     pub fn begin(&mut self, mark: Mark) -> Result<()> {
         self.named = self.v.order.begin(self.v.vol, &|| self.obj.target(), mark)?;
+        self.begun = self.named.then_some(mark);
         Ok(())
     }
 
@@ -35,8 +38,18 @@ impl<'a> Change<'a> {
         if self.named {
             let seq = self.v.order.commit(self.v.vol, &|| self.obj.target(), mark, make, data)?;
             self.last = seq.or(self.last);
+            self.begun = None;
         }
         Ok(())
+    }
+
+    /// Tells the order that what was begun did not happen.
+    fn give_up(&mut self) {
+        if let Some(mark) = self.begun.take()
+            && let Err(e) = self.v.order.commit(self.v.vol, &|| None, mark, &|_| Op::Fsync, &[])
+        {
+            log::debug!("a change that failed: {e}");
+        }
     }
 
     /// After a change of content by `who` (`None`: by the page cache, whose rights were decided before): applies the
@@ -68,12 +81,19 @@ impl<'a> Change<'a> {
     }
 
     /// Releases the lock and waits for the sync site.
-    pub fn finish(self) -> Result<()> {
-        drop(self.guard);
+    pub fn finish(mut self) -> Result<()> {
+        self.give_up();
+        self.guard = None;
         match self.last {
             Some(seq) => self.v.order.wait(seq),
             None => Ok(()),
         }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 

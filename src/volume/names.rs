@@ -2,6 +2,7 @@
 
 use super::caller::Caller;
 use super::objects::Object;
+use super::reach::Dir;
 use super::{Node, Volume};
 use crate::base::{Error, Name, Result, limits, time::Time};
 use crate::format::op::{Attr, NodeKind, Op, RENAME_EXCHANGE, RENAME_NOREPLACE};
@@ -31,7 +32,7 @@ impl Volume {
         if name.len() > limits::NAME_BYTES_MAX {
             return Err(os(libc::ENAMETOOLONG));
         }
-        let (_, id, region, dir) = self.dir(parent)?;
+        let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
         match sys::statat(&*dir, name) {
             Ok(st) => self.enter(&region, &Name::new(id, name), st).map(Some),
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -60,7 +61,7 @@ impl Volume {
         mode: u32,
         who: &Caller,
     ) -> Result<(Node, Option<OwnedFd>)> {
-        let (obj, id, region, dir) = self.dir(parent)?;
+        let Dir { obj, id, region, fd: dir } = self.dir(parent)?;
         let at = Name::new(id, name);
         if name.len() > limits::NAME_BYTES_MAX {
             return Err(os(libc::ENAMETOOLONG));
@@ -94,7 +95,7 @@ impl Volume {
     /// Gives a file a further name.
     pub fn link(&self, node: u64, parent: u64, name: &[u8]) -> Result<Node> {
         let obj = self.objects.get(node)?;
-        let (_, id, region, dir) = self.dir(parent)?;
+        let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
         let to = Name::new(id, name);
         if name.len() > limits::NAME_BYTES_MAX {
             return Err(os(libc::ENAMETOOLONG));
@@ -119,7 +120,7 @@ impl Volume {
 
     /// Removes a name of a non-directory.
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
-        let (_, id, region, dir) = self.dir(parent)?;
+        let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
         let at = Name::new(id, name);
         let kept = self.keep_alive(&region, &dir, &at);
         let r = self.namespace(&region, Op::Unlink { at, pmtime: Time::default() }, PRIMARY);
@@ -128,7 +129,7 @@ impl Volume {
 
     /// Removes an empty directory.
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
-        let (_, id, region, dir) = self.dir(parent)?;
+        let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
         let at = Name::new(id, name);
         let st = sys::statat(&*dir, name)?;
         if !st.is_dir() {
@@ -147,8 +148,8 @@ impl Volume {
         if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 {
             return Err(os(libc::EINVAL));
         }
-        let (_, id, region, dir) = self.dir(parent)?;
-        let (_, to_id, _, to_dir) = self.dir(to_parent)?;
+        let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
+        let Dir { id: to_id, fd: to_dir, .. } = self.dir(to_parent)?;
         if to_name.len() > limits::NAME_BYTES_MAX {
             return Err(os(libc::ENAMETOOLONG));
         }

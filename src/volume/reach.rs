@@ -11,6 +11,14 @@ use crate::store::region::Region;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+/// A directory that entries are looked up, made or removed in.
+pub(super) struct Dir {
+    pub obj: Arc<Object>,
+    pub id: DirId,
+    pub region: Arc<Region>,
+    pub fd: Arc<OwnedFd>,
+}
+
 fn stale() -> Error {
     Error::os(libc::ESTALE)
 }
@@ -87,12 +95,11 @@ impl Volume {
     }
 
     /// The descriptor of a directory by node.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn dir(&self, node: u64) -> Result<(Arc<Object>, DirId, Arc<Region>, Arc<OwnedFd>)> {
+    pub(super) fn dir(&self, node: u64) -> Result<Dir> {
         let obj = self.objects.get(node)?;
         let id = obj.dir_id()?;
         let fd = self.settled(|region| region.dirfd(id))?;
-        Ok((obj, id, self.region(), fd))
+        Ok(Dir { obj, id, region: self.region(), fd })
     }
 
     /// What new entries of a directory inherit. The kernel holds the directory's lock over both its changes and ours.

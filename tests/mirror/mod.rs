@@ -11,7 +11,7 @@ use kagami::volume::order::{Mark, Named, Order};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Sends what happens in one region to a second one, at once.
 pub struct MirrorOrder {
@@ -21,11 +21,19 @@ pub struct MirrorOrder {
     switched: AtomicU64,
     seq: Mutex<u64>,
     write_through: bool,
+    /// Every change is refused.
+    pub refuse: AtomicBool,
+    /// Every wait fails: what was done is in doubt.
+    pub lose: AtomicBool,
     /// What went wrong on the way to the copy: entries that do not survive their frame, or cannot be applied.
     faults: Arc<Mutex<Vec<String>>>,
 }
 
 impl MirrorOrder {
+    fn allowed(&self) -> Result<()> {
+        if self.refuse.load(Ordering::Acquire) { Err(Error::os(libc::EIO)) } else { Ok(()) }
+    }
+
     /// The entry's frame, parsed and checked as a receiver would, applied to the copy.
     fn send(&self, seq: u64, op: &Op, data: &[u8]) {
         if self.generation() > 0 {
@@ -61,6 +69,7 @@ impl Order for MirrorOrder {
         self.switched.load(Ordering::Acquire)
     }
     fn namespace(&self, _vol: VolId, mut op: Op, side: Side, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<Named> {
+        self.allowed()?;
         let mut seq = self.seq.lock();
         let region = self.region(VolId(0));
         let pre = region.prepare(&op)?;
@@ -72,6 +81,7 @@ impl Order for MirrorOrder {
         Ok(Named { op, acted, seq: Seq(*seq) })
     }
     fn begin(&self, _vol: VolId, locate: &dyn Fn() -> Option<Target>, _mark: Mark) -> Result<bool> {
+        self.allowed()?;
         let _order = self.seq.lock();
         Ok(locate().is_some())
     }
@@ -90,7 +100,7 @@ impl Order for MirrorOrder {
         Ok(Some(Seq(*seq)))
     }
     fn wait(&self, _seq: Seq) -> Result<()> {
-        Ok(())
+        if self.lose.load(Ordering::Acquire) { Err(Error::os(libc::EIO)) } else { Ok(()) }
     }
     fn barrier(&self) -> Result<()> {
         Ok(())
@@ -118,6 +128,8 @@ fn order(a: &Path, b: &Path, write_through: bool) -> (Arc<MirrorOrder>, Arc<Mute
         switched: AtomicU64::new(0),
         seq: Mutex::new(0),
         write_through,
+        refuse: AtomicBool::new(false),
+        lose: AtomicBool::new(false),
         faults: faults.clone(),
     };
     (Arc::new(order), faults)
@@ -134,7 +146,7 @@ pub struct Lab {
     mnt: PathBuf,
     mount: Option<MountHandle>,
     faults: Arc<Mutex<Vec<String>>>,
-    order: Arc<MirrorOrder>,
+    pub order: Arc<MirrorOrder>,
 }
 
 impl Lab {
