@@ -283,15 +283,17 @@ fn waiting_ends_with_the_state_or_the_time() {
 
 #[test]
 fn verify_reports_and_shows_progress() {
-    let differ =
-        json!({ "pairs": [{ "pair": "sync", "files": 3, "differences": [{ "path": "a", "what": "content" }] }] });
+    let differ = json!({ "pairs": [{ "pair": "sync", "files": 3, "bytes": 9, "repaired": false, "differences": [{ "path": "a", "what": "content" }] }] });
     let s = Site::up(vec![("Verify", Ok(differ.clone()))]);
     *s.fake.progress.lock().unwrap() =
         vec![status("PAIR", 0)["groups"][0]["pairs"][0]["progress"].clone(), json!("odd")];
     ends(&s.run(&["verify", "lab"]), 5, "1 pair(s) differ");
     let o = s.run(&["verify", "lab", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&out(&o)).unwrap(), differ);
-    let s = Site::up(vec![("Verify", Ok(json!({ "pairs": [{ "pair": "sync", "files": 3, "differences": [] }] })))]);
+    let s = Site::up(vec![(
+        "Verify",
+        Ok(json!({ "pairs": [{ "pair": "sync", "files": 3, "bytes": 9, "repaired": false, "differences": [] }] })),
+    )]);
     ends(&s.run(&["verify", "lab"]), 0, "");
 }
 

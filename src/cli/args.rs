@@ -66,6 +66,7 @@ Examples:
   kagami takeover lab               do it, mount where the site file says
   kagami takeover lab --at /mnt     do it, mount the lead volume at /mnt")]
     Takeover {
+        /// The mirror group
         group: String,
         /// Only say what would be done and what could be lost
         #[arg(long)]
@@ -83,6 +84,7 @@ Examples:
     /// Compare the replicas of a group while it is in use
     #[command(after_help = "Exit code 5 when replicas differ and were not repaired.")]
     Verify {
+        /// The mirror group
         group: String,
         /// Only this pair
         #[arg(value_name = "PAIR")]
@@ -99,6 +101,7 @@ Examples:
     Journal(JournalCommand),
     /// Where a file of a mounted volume stands at each site
     Why {
+        /// A file in a mounted volume
         file: PathBuf,
         /// Print JSON
         #[arg(long)]
@@ -132,7 +135,10 @@ used when they are there. Everything is removed at the end, also by Ctrl-C.")]
     Demo(DemoArgs),
     /// Print shell completions
     #[command(after_help = "Example: kagami completions bash > /etc/bash_completion.d/kagami")]
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
     /// Print the man page, or write all man pages into a directory
     Man {
         /// Write kagami.1, kagami-node.1, … here
@@ -195,24 +201,38 @@ pub struct StatusArgs {
 pub enum PairCommand {
     /// Start a pair: initial copy, then in step
     Create {
+        /// The mirror group
         group: String,
+        /// The pair
         pair: String,
         /// Both sides are equal already, copy nothing (`kagami verify` would tell)
         #[arg(long)]
         no_copy: bool,
     },
     /// Suspend a pair; changes are recorded from then on
-    Split { group: String, pair: String },
+    Split {
+        /// The mirror group
+        group: String,
+        /// The pair
+        pair: String,
+    },
     /// Resume a suspended pair: copy only what changed
     Resync {
+        /// The mirror group
         group: String,
+        /// The pair
         pair: String,
         /// Without staging, for when its space is missing: until it is done the target is no usable copy
         #[arg(long)]
         in_place: bool,
     },
     /// End a pair; its records are dropped, the next create copies everything
-    Delete { group: String, pair: String },
+    Delete {
+        /// The mirror group
+        group: String,
+        /// The pair
+        pair: String,
+    },
     /// Wait until pairs reach a state
     #[command(after_help = "\
 Exit code 3 when the time is over.
@@ -221,7 +241,9 @@ Examples:
   kagami pair wait lab                      all pairs in PAIR with nothing under way
   kagami pair wait lab sync --state PSUS    one pair suspended")]
     Wait {
+        /// The mirror group
         group: String,
+        /// Only this pair
         pair: Option<String>,
         /// The state to wait for; PAIR also waits until the lag is 0
         #[arg(long, default_value = "PAIR")]
@@ -236,16 +258,20 @@ Examples:
 pub enum JournalCommand {
     /// Its size, where it begins, and what a resync of each pair would copy now
     Stat {
+        /// The mirror group
         group: String,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// The newest records, oldest of them first
     Show {
+        /// The mirror group
         group: String,
         /// How many
         #[arg(long, short = 'n', default_value_t = 50)]
         limit: u64,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -262,17 +288,25 @@ pub enum PeerCommand {
     },
     /// Accept the token of another site: both nodes know each other's key then
     Accept {
+        /// What `kagami peer invite` printed at the other site
         token: String,
         /// Where this node can be reached from there (default: the first HOST:PORT of `listen`)
         #[arg(long, value_name = "HOST:PORT")]
         addr: Option<String>,
     },
     /// Drop the link to a site and keep it down
-    Pause { site: String },
+    Pause {
+        /// The peer's site
+        site: String,
+    },
     /// Make the link to a site again
-    Resume { site: String },
+    Resume {
+        /// The peer's site
+        site: String,
+    },
     /// List the known peers
     List {
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -302,12 +336,19 @@ content. A directory that holds anything else is refused.")]
 pub enum LegCommand {
     /// Add a leg: one new region for each volume of the group, in their order
     Add {
+        /// The mirror group
         group: String,
+        /// New directories, one for each volume
         #[arg(required = true, value_name = "REGION")]
         regions: Vec<PathBuf>,
     },
     /// Remove a leg by its number in `kagami status`
-    Remove { group: String, leg: u32 },
+    Remove {
+        /// The mirror group
+        group: String,
+        /// Its number in `kagami status`
+        leg: u32,
+    },
 }
 
 /// What `fence` can be.
@@ -336,6 +377,7 @@ pub enum LabCommand {
     /// Start a lab; returns when every pair is in PAIR and the volume is mounted
     #[command(after_help = "On a directory that holds a lab already it starts what is not running.")]
     Up {
+        /// The lab's directory
         dir: PathBuf,
         /// 2: primary and sync; 3: and async [default: 3]
         #[arg(long, value_parser = clap::value_parser!(u8).range(2..=3))]
@@ -361,30 +403,34 @@ pub enum LabCommand {
     },
     /// Stop a lab; nothing keeps running or stays mounted
     Down {
+        /// The lab's directory
         dir: PathBuf,
         /// Remove the directory as well
         #[arg(long)]
         purge: bool,
     },
     /// Kill a node as a crash would (SIGKILL)
-    Kill { dir: PathBuf, site: String },
+    Kill(LabSite),
     /// Start a node again
     Start {
+        /// The lab's directory
         dir: PathBuf,
+        /// primary, sync or async
         site: String,
         /// Give up after this many seconds
         #[arg(long, value_name = "S", default_value_t = 60.0)]
         timeout: f64,
     },
     /// Cut a node off from its peers; it keeps running
-    Cut { dir: PathBuf, site: String },
+    Cut(LabSite),
     /// Undo `cut`
-    Join { dir: PathBuf, site: String },
+    Join(LabSite),
     /// Wait until all pairs that can be are in PAIR and nothing is under way
     #[command(
         after_help = "Pairs with a node that is down or cut off are excepted. Exit code 3 when the time is over."
     )]
     Wait {
+        /// The lab's directory
         dir: PathBuf,
         /// Give up after this many seconds
         #[arg(long, value_name = "S", default_value_t = 120.0)]
@@ -392,7 +438,9 @@ pub enum LabCommand {
     },
     /// Take the volume over at a site and mount it at DIR/mnt
     Takeover {
+        /// The lab's directory
         dir: PathBuf,
+        /// primary, sync or async
         site: String,
         /// Mount it at this directory instead
         #[arg(long, value_name = "PATH")]
@@ -403,11 +451,21 @@ pub enum LabCommand {
     },
     /// Show the status of every node
     Status {
+        /// The lab's directory
         dir: PathBuf,
         /// Print one JSON object: {"primary": STATUS or null, …}
         #[arg(long)]
         json: bool,
     },
+}
+
+/// A site of a lab.
+#[derive(Args, Debug)]
+pub struct LabSite {
+    /// The lab's directory
+    pub dir: PathBuf,
+    /// primary, sync or async
+    pub site: String,
 }
 
 #[derive(Args, Debug)]

@@ -29,7 +29,7 @@ pub fn run(c: LabCommand) -> Result<()> {
             let line = Line::new();
             lab.down(purge, &|s| line.set(s))
         }
-        LabCommand::Kill { dir, site } => Lab::open(&dir)?.kill(&site),
+        LabCommand::Kill(a) => Lab::open(&a.dir)?.kill(&a.site),
         LabCommand::Start { dir, site, timeout } => {
             let lab = Lab::open(&dir)?;
             let line = Line::new();
@@ -39,8 +39,8 @@ pub fn run(c: LabCommand) -> Result<()> {
             }
             Ok(())
         }
-        LabCommand::Cut { dir, site } => Lab::open(&dir)?.cut(&site),
-        LabCommand::Join { dir, site } => Lab::open(&dir)?.join(&site),
+        LabCommand::Cut(a) => Lab::open(&a.dir)?.cut(&a.site),
+        LabCommand::Join(a) => Lab::open(&a.dir)?.join(&a.site),
         LabCommand::Wait { dir, timeout } => {
             let lab = Lab::open(&dir)?;
             let line = Line::new();

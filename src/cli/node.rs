@@ -6,6 +6,7 @@ use crate::base::{At, Error, Result};
 use crate::node::config::Config;
 use crate::node::control::{self, Request};
 use crate::site::process::NodeFiles;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ pub fn run(config: Config, a: &NodeArgs) -> Result<()> {
         // A terminal that closes, or Ctrl-C in it, is no reason to end.
         let _ = crate::os::sys::setsid();
     }
-    std::fs::create_dir_all(&config.node.state_dir).at(config.node.state_dir.display())?;
+    make_state_dir(&config.node.state_dir)?;
     if control::is_running(&config.node.state_dir) {
         return Err(Error::refused(format!(
             "a node of {} runs already; `kagami status` shows it",
@@ -41,6 +42,11 @@ pub fn run(config: Config, a: &NodeArgs) -> Result<()> {
     r
 }
 
+/// Nobody else's business, from the beginning.
+pub fn make_state_dir(dir: &Path) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).at(dir.display())
+}
+
 fn log_to(file: Option<&Path>) -> Result<()> {
     let mut b = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     b.format_timestamp_millis();
@@ -54,7 +60,7 @@ fn log_to(file: Option<&Path>) -> Result<()> {
 
 fn detach(config: &Config, a: &NodeArgs) -> Result<()> {
     let state_dir = config.node.state_dir.clone();
-    std::fs::create_dir_all(&state_dir).at(state_dir.display())?;
+    make_state_dir(&state_dir)?;
     if control::is_running(&state_dir) {
         return Err(Error::refused("it runs already; `kagami status` shows it"));
     }

@@ -2,17 +2,15 @@
 
 use super::args::PeerCommand;
 use super::{Site, say, show};
-use crate::base::{At, Error, Result};
+use crate::base::{Error, Result};
 use crate::net::{Addr, Enrolled, Identity, Invites, PeerEntry, PeerStore, Token, enrol_call};
 use crate::node::config::{Config, identity_file, invites_file, peers_file};
 use crate::node::control::{self, Request};
 use serde_json::json;
 
 fn state_dir(c: &Config) -> Result<&std::path::Path> {
-    use std::os::unix::fs::DirBuilderExt;
-    let d = &c.node.state_dir;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(d).at(d.display())?;
-    Ok(d)
+    super::node::make_state_dir(&c.node.state_dir)?;
+    Ok(&c.node.state_dir)
 }
 
 /// `kagami keygen`.

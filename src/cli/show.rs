@@ -8,7 +8,7 @@ use crate::base::{Error, Kind, Result};
 use crate::node::config::Config;
 use crate::node::config_check;
 use crate::node::control::{self, Request};
-use crate::node::status::Progress;
+use crate::node::status::{Progress, VerifyReport};
 use serde_json::Value;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -105,15 +105,9 @@ pub fn takeover(site: &Site, group: String, dry_run: bool, force: bool, at: Opti
 pub fn verify(site: &Site, group: String, pair: Option<String>, repair: bool, json: bool) -> Result<()> {
     site.check_pair(&group, pair.as_deref())?;
     let v = call_with_progress(site, &Request::Verify { group, pair, repair })?;
-    let differ = v.get("pairs").and_then(Value::as_array).map_or(0, |pairs| {
-        let open = |p: &Value| {
-            let n =
-                p.get("differences").map_or(0, |d| d.as_array().map_or(d.as_u64().unwrap_or(0), |a| a.len() as u64));
-            let repaired = p.get("repaired").is_some_and(|r| r.as_bool().unwrap_or(r.as_u64().is_some_and(|r| r >= n)));
-            n > 0 && !repaired
-        };
-        pairs.iter().filter(|p| open(p)).count()
-    });
+    let report: VerifyReport = serde_json::from_value(v.clone())
+        .map_err(|e| Error::failed(format!("the node's report is not understood ({e}); is it another version?")))?;
+    let differ = report.pairs.iter().filter(|p| !p.differences.is_empty() && !p.repaired).count();
     print(v, json);
     match differ {
         0 => Ok(()),

@@ -246,6 +246,8 @@ fn columns(
             keys.push(k);
         }
     }
+    // What a row is about comes first.
+    keys.sort_by_key(|k| !matches!(k.as_str(), "site" | "name" | "pair" | "path" | "seq"));
     let mut lines = vec![keys.iter().map(|k| k.to_uppercase().replace('_', " ")).collect::<Vec<_>>()];
     lines.extend(rows.iter().map(|r| keys.iter().map(|k| r.get(*k).map_or("-".into(), plain)).collect::<Vec<_>>()));
     let widths: Vec<usize> = (0..keys.len())

@@ -149,3 +149,51 @@ pub struct ResyncStats {
     /// How long it took, seconds.
     pub seconds: f64,
 }
+
+/// The answer to `Verify`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// One for each pair that was compared.
+    pub pairs: Vec<VerifyPair>,
+}
+
+/// What was compared of a pair.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyPair {
+    /// Its name.
+    pub pair: String,
+    /// Names compared.
+    pub files: u64,
+    /// Content compared, bytes.
+    pub bytes: u64,
+    /// Where the replicas differ.
+    pub differences: Vec<Difference>,
+    /// All differences were repaired; otherwise `kagami verify` ends with exit code 5 when there are any.
+    pub repaired: bool,
+}
+
+/// One place where replicas differ.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Path in the volume, for people.
+    pub path: String,
+    /// What differs: `content`, `mode`, `missing at sync`, …
+    pub what: String,
+}
+
+/// The answer to `Takeover`, with `dry_run` of what it would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TakeoverReport {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// Number of the new epoch.
+    pub epoch: u64,
+    /// Last position that this site has.
+    pub position: u64,
+    /// Where the lead volume is (or would be) mounted.
+    pub mount: Option<PathBuf>,
+    /// The possible loss, for people: `nothing`, `unknown since 12:03:04`, `3 entries, 12 KiB, the last 0.4 s`.
+    pub loss: String,
+    /// What was (or would be) done, in order.
+    pub steps: Vec<String>,
+}

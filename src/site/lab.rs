@@ -18,6 +18,7 @@ use crate::node::control::{self, Request};
 use crate::node::status::Status;
 use crate::store::region::Region;
 use serde_json::Value;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -103,7 +104,7 @@ impl Lab {
         let mut keys: Vec<(&str, String)> = Vec::new();
         for site in self.sites() {
             let state = self.files(site).state_dir;
-            std::fs::create_dir_all(&state).at(state.display())?;
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).at(state.display())?;
             if !r.ports.is_empty() {
                 keys.push((site, super::keys::make(&state, site)?));
             }
