@@ -1,0 +1,288 @@
+//! kill -9 of nodes at random moments (A3, A5): what was answered is at the sync site, every recovered tree is at one exact
+//! point of the order, and the return copies from the journals, never by a walk.
+//!
+//! `KAGAMI_ROUNDS`: rounds of each test (default [`ROUNDS`]).
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use support::answered::{Answered, Promise};
+use support::lab::SITES;
+use support::points::{self, Writer};
+use support::{Lab, Rng};
+
+/// Rounds of each test, unless `KAGAMI_ROUNDS` says otherwise.
+const ROUNDS: u64 = 4;
+/// Threads of the workload that remembers what it was answered.
+const THREADS: usize = 3;
+/// How long a tree may take to get to where it belongs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn rounds() -> u64 {
+    support::env_number("KAGAMI_ROUNDS", ROUNDS)
+}
+
+/// Directories of a round, in each volume: of the mount or of a site's tree.
+fn roots(base: [PathBuf; 2], round: u64) -> Vec<PathBuf> {
+    base.into_iter().map(|b| b.join(format!("points{round}"))).collect()
+}
+
+fn mounts(lab: &Lab) -> [PathBuf; 2] {
+    [lab.mnt(), lab.dir().join("mnt1")]
+}
+
+fn trees(lab: &Lab, site: &str) -> [PathBuf; 2] {
+    ["region", "region1"].map(|r| lab.site_dir(site).join(r).join("tree"))
+}
+
+/// Both workloads of a round, running.
+struct Load {
+    round: u64,
+    seed: u64,
+    answered: Answered,
+    writer: std::thread::JoinHandle<u64>,
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+/// What a round's workloads were answered.
+struct Done {
+    round: u64,
+    seed: u64,
+    log: support::answered::Log,
+    /// Steps answered.
+    points: u64,
+}
+
+impl Load {
+    fn start(lab: &Lab, round: u64, seed: u64, promise: Promise) -> Load {
+        let dirs = roots(mounts(lab), round);
+        let area = lab.mnt().join(format!("answered{round}"));
+        for d in dirs.iter().chain([&area]) {
+            std::fs::create_dir(d).unwrap_or_else(|e| panic!("{}: {e}\n{}", d.display(), lab.log_tails()));
+        }
+        let seed = seed.wrapping_add(round);
+        let answered = Answered::start(&area, THREADS, promise, seed);
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let flag = stop.clone();
+        let writer = std::thread::spawn(move || {
+            let mut w = Writer::resume(&dirs, seed, 0);
+            w.run(|_| flag.load(std::sync::atomic::Ordering::Relaxed)).0
+        });
+        Load { round, seed, answered, writer, stop }
+    }
+
+    /// Waits until both have been answered something, then a random time of up to `most`.
+    fn run_for(&self, rng: &mut Rng, most: u64) {
+        let busy = support::proc::wait_until(PATIENCE, || self.answered.answered() > 20 || self.writer.is_finished());
+        assert!(busy, "nothing is answered");
+        std::thread::sleep(Duration::from_micros(rng.below(most * 1000)));
+    }
+
+    fn finish(self) -> Done {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let log = self.answered.finish();
+        let points = self.writer.join().expect("the writer of points");
+        Done { round: self.round, seed: self.seed, log, points }
+    }
+}
+
+impl Done {
+    /// The point at which a site's trees stand (once what it received is applied).
+    #[track_caller]
+    fn point(&self, lab: &Lab, site: &str) -> u64 {
+        let dirs = roots(trees(lab, site), self.round);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            // The step that was in flight may have happened.
+            match points::find_point(&dirs, self.seed, self.points + 1) {
+                Ok(n) => return n,
+                Err(e) if Instant::now() > end => panic!("{site}: {e}\n{}", lab.log_tails()),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
+    /// Everything that was answered is in a site's tree, and it is at a point.
+    #[track_caller]
+    fn all_there(&self, lab: &Lab, site: &str) {
+        let area = trees(lab, site)[0].join(format!("answered{}", self.round));
+        let end = Instant::now() + PATIENCE;
+        while let Err(wrong) = self.log.check(&area) {
+            if Instant::now() > end {
+                panic!("round {}: not all answered is at {site}:\n  {}\n{}", self.round, wrong.join("\n  "), lab.log_tails());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let n = self.settled_point(lab, site);
+        assert!(n >= self.points, "round {}: {site} is at {n}, answered was {}", self.round, self.points);
+    }
+
+    /// As [`Done::point`], once nothing moves any more.
+    #[track_caller]
+    fn settled_point(&self, lab: &Lab, site: &str) -> u64 {
+        let mut n = self.point(lab, site);
+        loop {
+            std::thread::sleep(Duration::from_millis(150));
+            let now = self.point(lab, site);
+            if now == n {
+                return n;
+            }
+            n = now;
+        }
+    }
+}
+
+/// After a round: in step again, and all trees are equal.
+#[track_caller]
+fn in_step(lab: &Lab) {
+    lab.wait(60);
+    let origin = trees(lab, "primary");
+    for site in &SITES[1..] {
+        for (a, b) in origin.iter().zip(trees(lab, site)) {
+            support::assert_same(a, &b);
+        }
+    }
+}
+
+/// Resyncs came from the journals: no first copy but those at the beginning, and what was examined is within the journal's
+/// count of records.
+struct Watched {
+    first_copies: usize,
+}
+
+impl Watched {
+    fn new(lab: &Lab) -> Watched {
+        Watched { first_copies: Self::count(lab) }
+    }
+
+    fn count(lab: &Lab) -> usize {
+        SITES.iter().map(|s| lab.log(s).matches("first copy").count()).sum()
+    }
+
+    #[track_caller]
+    fn check(&self, lab: &Lab, records: u64) {
+        assert_eq!(Self::count(lab), self.first_copies, "a first copy after a crash\n{}", lab.log_tails());
+        for pair in ["sync", "async"] {
+            let examined = lab.pair("primary", pair)["last_resync"]["files_examined"].as_u64().unwrap_or(0);
+            assert!(examined <= records, "pair {pair} examined {examined} files, the journals have {records} records");
+        }
+    }
+}
+
+/// Records in a site's journal.
+fn journal_records(lab: &Lab, site: &str) -> u64 {
+    let out = lab.at(site, &["journal", "show", "lab", "--limit", "10000000", "--json"]);
+    assert!(out.status.success(), "journal show: {}", support::proc::text(&out.stderr));
+    let v: serde_json::Value = serde_json::from_slice(&out.stdout).expect("journal show --json is JSON");
+    v["records"].as_array().map_or(0, Vec::len) as u64
+}
+
+fn kill_primary(test: &str, args: &[&str], promise: Promise) {
+    let seed = support::seed(test);
+    let mut rng = Rng::new(seed);
+    let all: Vec<&str> = ["--volumes", "2"].iter().chain(args).copied().collect();
+    let lab = Lab::up(&all);
+    let watched = Watched::new(&lab);
+    for round in 0..rounds() {
+        let begun = Instant::now();
+        let load = Load::start(&lab, round, seed, promise);
+        load.run_for(&mut rng, 800);
+        lab.kill_now("primary");
+        let done = load.finish();
+        assert!(done.points > 0 && done.log.answered() > 0, "nothing was answered");
+        // One of three: the async node dies as well and recovers alone.
+        if rng.one_in(3) {
+            lab.kill_now("async");
+            lab.start("async");
+        }
+        if rng.one_in(3) {
+            lab.kill_now("sync");
+            lab.start("sync");
+        }
+        done.all_there(&lab, "sync");
+        let (s, a) = (done.settled_point(&lab, "sync"), done.settled_point(&lab, "async"));
+        assert!(a <= s, "round {round}: async is at {a}, ahead of sync at {s}");
+        let recovered = begun.elapsed();
+        lab.start("primary");
+        in_step(&lab);
+        let records = SITES.iter().map(|s| journal_records(&lab, s)).sum();
+        watched.check(&lab, records);
+        println!(
+            "round {round}: {} answered, points {}, sync {s}, async {a}, {:.1} s, return {:.1} s",
+            done.log.answered(),
+            done.points,
+            recovered.as_secs_f64(),
+            (begun.elapsed() - recovered).as_secs_f64()
+        );
+    }
+    lab.down();
+}
+
+#[test]
+fn primary_killed_with_default_options() {
+    kill_primary("primary_killed_with_default_options", &[], Promise::Close);
+}
+
+#[test]
+fn primary_killed_with_write_through() {
+    kill_primary("primary_killed_with_write_through", &["--write-through"], Promise::EachWrite);
+}
+
+/// The roots of a round at a site, for messages.
+#[allow(dead_code)]
+fn show(dirs: &[PathBuf]) -> String {
+    dirs.iter().map(|d| Path::display(d).to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn receivers_killed_under_load() {
+    let seed = support::seed("receivers_killed_under_load");
+    let mut rng = Rng::new(seed);
+    let lab = Lab::up(&["--volumes", "2"]);
+    let watched = Watched::new(&lab);
+    for round in 0..rounds() {
+        let load = Load::start(&lab, round, seed, Promise::Close);
+        load.run_for(&mut rng, 400);
+        let site = SITES[1 + rng.below(2) as usize];
+        lab.kill_now(site);
+        std::thread::sleep(Duration::from_millis(rng.below(1200)));
+        // Cut off, it recovers alone: nothing that it shows comes from the primary meanwhile.
+        let alone = rng.one_in(2);
+        if alone {
+            lab.cut("primary");
+            lab.start(site);
+            std::thread::sleep(Duration::from_millis(rng.below(300)));
+        } else {
+            lab.start(site);
+            std::thread::sleep(Duration::from_millis(rng.below(1500)));
+        }
+        let again = rng.one_in(2);
+        if again {
+            // In the middle of the resync, perhaps.
+            lab.kill_now(site);
+        }
+        let primary_too = rng.one_in(2);
+        if primary_too {
+            lab.kill_now("primary");
+        }
+        let done = load.finish();
+        if again {
+            lab.start(site);
+        }
+        let mut at = 0;
+        if alone || primary_too {
+            at = done.settled_point(&lab, site);
+        }
+        if primary_too {
+            lab.start("primary");
+        } else if alone {
+            lab.join("primary");
+        }
+        in_step(&lab);
+        let records = SITES.iter().map(|s| journal_records(&lab, s)).sum();
+        watched.check(&lab, records);
+        println!("round {round}: {site} killed, alone {alone}, again {again}, primary {primary_too}: points {}, was at {at}", done.points);
+    }
+    lab.down();
+}
