@@ -110,7 +110,12 @@ impl Done {
         let end = Instant::now() + PATIENCE;
         while let Err(wrong) = self.log.check(&area) {
             if Instant::now() > end {
-                panic!("round {}: not all answered is at {site}:\n  {}\n{}", self.round, wrong.join("\n  "), lab.log_tails());
+                panic!(
+                    "round {}: not all answered is at {site}:\n  {}\n{}",
+                    self.round,
+                    wrong.join("\n  "),
+                    lab.log_tails()
+                );
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -282,7 +287,10 @@ fn receivers_killed_under_load() {
         in_step(&lab);
         let records = SITES.iter().map(|s| journal_records(&lab, s)).sum();
         watched.check(&lab, records);
-        println!("round {round}: {site} killed, alone {alone}, again {again}, primary {primary_too}: points {}, was at {at}", done.points);
+        println!(
+            "round {round}: {site} killed, alone {alone}, again {again}, primary {primary_too}: points {}, was at {at}",
+            done.points
+        );
     }
     lab.down();
 }

@@ -141,7 +141,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.run("lookup", |v| match v.lookup(parent.0, name.as_bytes()) {
+        self.run("lookup", |v| match v.again(|| v.lookup(parent.0, name.as_bytes())) {
             Ok(Some(n)) => reply.entry(&TTL, &attr(&n), Generation(0)),
             Ok(None) => reply.entry(&TTL, &nothing(), Generation(0)),
             Err(e) => reply.error(errno(&e)),
@@ -153,7 +153,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.run("getattr", |v| match v.getattr(ino.0, fh.map(|f| f.0)) {
+        self.run("getattr", |v| match v.again(|| v.getattr(ino.0, fh.map(|f| f.0))) {
             Ok(n) => reply.attr(&TTL, &attr(&n)),
             Err(e) => reply.error(errno(&e)),
         });
@@ -178,7 +178,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let set = SetAttr { mode, uid, gid, size, atime: stamp(atime), mtime: stamp(mtime) };
-        self.run("setattr", |v| match v.setattr(ino.0, fh.map(|f| f.0), &set, &caller(req, 0)) {
+        self.run("setattr", |v| match v.again(|| v.setattr(ino.0, fh.map(|f| f.0), &set, &caller(req, 0))) {
             Ok(n) => reply.attr(&TTL, &attr(&n)),
             Err(e) => {
                 self.doubt_node(&e, ino);
@@ -188,7 +188,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.run("readlink", |v| match v.readlink(ino.0) {
+        self.run("readlink", |v| match v.again(|| v.readlink(ino.0)) {
             Ok(t) => reply.data(&t),
             Err(e) => reply.error(errno(&e)),
         });
@@ -204,21 +204,21 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         self.run("mknod", |v| {
-            let r = v.make(parent.0, name.as_bytes(), Made::Node(kind), mode, &caller(req, umask));
+            let r = v.again(|| v.make(parent.0, name.as_bytes(), Made::Node(kind.clone()), mode, &caller(req, umask)));
             self.reply_entry(r, (parent, name), reply);
         });
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.run("mkdir", |v| {
-            let r = v.make(parent.0, name.as_bytes(), Made::Dir, mode, &caller(req, umask));
+            let r = v.again(|| v.make(parent.0, name.as_bytes(), Made::Dir, mode, &caller(req, umask)));
             self.reply_entry(r, (parent, name), reply);
         });
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.run("unlink", |v| {
-            let r = v.unlink(parent.0, name.as_bytes());
+            let r = v.again(|| v.unlink(parent.0, name.as_bytes()));
             if let Err(e) = &r {
                 self.doubt_name(e, (parent, name));
             }
@@ -228,7 +228,7 @@ impl Filesystem for Adapter {
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.run("rmdir", |v| {
-            let r = v.rmdir(parent.0, name.as_bytes());
+            let r = v.again(|| v.rmdir(parent.0, name.as_bytes()));
             if let Err(e) = &r {
                 self.doubt_name(e, (parent, name));
             }
@@ -239,7 +239,7 @@ impl Filesystem for Adapter {
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let kind = NodeKind::Symlink(target.as_os_str().as_bytes().to_vec());
         self.run("symlink", |v| {
-            let r = v.make(parent.0, name.as_bytes(), Made::Node(kind), 0o777, &caller(req, 0));
+            let r = v.again(|| v.make(parent.0, name.as_bytes(), Made::Node(kind.clone()), 0o777, &caller(req, 0)));
             self.reply_entry(r, (parent, name), reply);
         });
     }
@@ -255,7 +255,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.run("rename", |v| {
-            let r = v.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), flags.bits());
+            let r = v.again(|| v.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), flags.bits()));
             if let Err(e) = &r {
                 self.doubt_name(e, (parent, name));
                 self.doubt_name(e, (newparent, newname));
@@ -266,12 +266,12 @@ impl Filesystem for Adapter {
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         self.run("link", |v| {
-            self.reply_entry(v.link(ino.0, newparent.0, newname.as_bytes()), (newparent, newname), reply);
+            self.reply_entry(v.again(|| v.link(ino.0, newparent.0, newname.as_bytes())), (newparent, newname), reply);
         });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.run("open", |v| match v.open(ino.0, flags.0, &caller(req, 0)) {
+        self.run("open", |v| match v.again(|| v.open(ino.0, flags.0, &caller(req, 0))) {
             Ok(o) => reply.opened(FileHandle(o.fh), self.open_flags(flags.0)),
             Err(e) => reply.error(errno(&e)),
         });
@@ -287,13 +287,15 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.run("create", |v| match v.create(parent.0, name.as_bytes(), mode, flags, &caller(req, umask)) {
-            Ok((n, o)) => {
-                reply.created(&TTL, &attr(&n), Generation(0), FileHandle(o.fh), self.open_flags(flags));
-            }
-            Err(e) => {
-                self.doubt_name(&e, (parent, name));
-                reply.error(errno(&e));
+        self.run("create", |v| {
+            match v.again(|| v.create(parent.0, name.as_bytes(), mode, flags, &caller(req, umask))) {
+                Ok((n, o)) => {
+                    reply.created(&TTL, &attr(&n), Generation(0), FileHandle(o.fh), self.open_flags(flags));
+                }
+                Err(e) => {
+                    self.doubt_name(&e, (parent, name));
+                    reply.error(errno(&e));
+                }
             }
         });
     }
@@ -316,7 +318,7 @@ impl Filesystem for Adapter {
                     b.resize(size, 0);
                 }
                 let buf = b.get_mut(..size).unwrap_or_default();
-                match v.read(fh.0, offset, buf) {
+                match v.again(|| v.read(fh.0, offset, buf)) {
                     Ok(n) => reply.data(buf.get(..n).unwrap_or_default()),
                     Err(e) => reply.error(errno(&e)),
                 }
@@ -348,7 +350,7 @@ impl Filesystem for Adapter {
             // The kernel decided that this caller may keep the bits.
             who.uid = 0;
         }
-        self.run("write", |v| match v.write(fh.0, offset, data, how, &who) {
+        self.run("write", |v| match v.again(|| v.write(fh.0, offset, data, how, &who)) {
             Ok(w) => {
                 if cached && w.allocated {
                     self.forget_attrs(ino);
@@ -385,11 +387,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.run("fsync", |v| reply_empty(v.fsync(fh.0, datasync), reply));
+        self.run("fsync", |v| reply_empty(v.again(|| v.fsync(fh.0, datasync)), reply));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.run("opendir", |v| match v.opendir(ino.0) {
+        self.run("opendir", |v| match v.again(|| v.opendir(ino.0)) {
             Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Err(e) => reply.error(errno(&e)),
         });
@@ -428,11 +430,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.run("fsyncdir", |v| reply_empty(v.fsyncdir(fh.0, datasync), reply));
+        self.run("fsyncdir", |v| reply_empty(v.again(|| v.fsyncdir(fh.0, datasync)), reply));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.run("statfs", |v| match v.statfs() {
+        self.run("statfs", |v| match v.again(|| v.statfs()) {
             Ok(s) => reply.statfs(
                 s.blocks,
                 s.bfree,
@@ -458,17 +460,21 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.run("setxattr", |v| {
-            self.reply_change(v.setxattr(ino.0, name.as_bytes(), value, flags, &caller(req, 0)), ino, reply);
+            self.reply_change(
+                v.again(|| v.setxattr(ino.0, name.as_bytes(), value, flags, &caller(req, 0))),
+                ino,
+                reply,
+            );
         });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.run("getxattr", |v| reply_xattr(v.getxattr(ino.0, name.as_bytes()), size, reply));
+        self.run("getxattr", |v| reply_xattr(v.again(|| v.getxattr(ino.0, name.as_bytes())), size, reply));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.run("listxattr", |v| {
-            let joined = v.listxattr(ino.0).map(|names| {
+            let joined = v.again(|| v.listxattr(ino.0)).map(|names| {
                 let mut all = Vec::new();
                 for n in names {
                     all.extend_from_slice(&n);
@@ -481,7 +487,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run("removexattr", |v| self.reply_change(v.removexattr(ino.0, name.as_bytes()), ino, reply));
+        self.run("removexattr", |v| self.reply_change(v.again(|| v.removexattr(ino.0, name.as_bytes())), ino, reply));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -532,7 +538,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.run("fallocate", |v| {
-            self.reply_change(v.fallocate(fh.0, mode as u32, offset, length, &caller(req, 0)), ino, reply);
+            self.reply_change(v.again(|| v.fallocate(fh.0, mode as u32, offset, length, &caller(req, 0))), ino, reply);
         });
     }
 
@@ -564,7 +570,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         self.run("copy_file_range", |v| {
-            match v.copy_range(fh_in.0, offset_in, fh_out.0, offset_out, len, &caller(req, 0)) {
+            match v.again(|| v.copy_range(fh_in.0, offset_in, fh_out.0, offset_out, len, &caller(req, 0))) {
                 Ok(n) => reply.written(n as u32),
                 Err(e) => {
                     self.doubt_node(&e, ino_out);

@@ -47,6 +47,7 @@ pub struct IdTable {
     file: File,
     path: PathBuf,
     records: u64,
+    len: u64,
     dirty: bool,
 }
 
@@ -65,6 +66,7 @@ impl IdTable {
             file: file.try_clone().at(&what)?,
             path: path.to_owned(),
             records: 0,
+            len: file::HEADER_BYTES as u64,
             dirty: false,
         };
         if bytes.len() < file::HEADER_BYTES {
@@ -85,6 +87,7 @@ impl IdTable {
             file.set_len(end).at(&what)?;
         }
         t.file.seek(std::io::SeekFrom::Start(end)).at(&what)?;
+        t.len = end;
         let live = (t.dirs.len() + t.link_of.len()) as u64;
         if t.records > 2 * live + COMPACT_SLACK {
             t.compact()?;
@@ -143,7 +146,13 @@ impl IdTable {
     fn append(&mut self, r: &IdRec) -> Result<()> {
         let mut out = Vec::with_capacity(96);
         file::put_record(&mut out, &codec::encode(r)?);
-        self.file.write_all(&out).at("ids")?;
+        if let Err(e) = self.file.write_all(&out) {
+            // Nothing torn may stay in the middle: later records would be lost behind it.
+            self.file.set_len(self.len).at("ids")?;
+            self.file.seek(std::io::SeekFrom::Start(self.len)).at("ids")?;
+            return Err(crate::base::Error::from(e).context("ids"));
+        }
+        self.len += out.len() as u64;
         self.records += 1;
         self.dirty = true;
         Ok(())
@@ -258,6 +267,7 @@ impl IdTable {
         }
         super::files::replace(&self.path, &out)?;
         self.file = std::fs::OpenOptions::new().read(true).append(true).open(&self.path).at("ids")?;
+        self.len = out.len() as u64;
         self.records = (self.dirs.len() + self.link_of.len()) as u64;
         Ok(())
     }

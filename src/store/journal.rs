@@ -116,10 +116,13 @@ impl Journal {
     fn append(&mut self, r: &Rec) -> Result<()> {
         let mut out = Vec::with_capacity(128);
         file::put_record(&mut out, &codec::encode(r)?);
-        self.file.write_all(&out).at("journal")?;
-        if let Some(i) = self.intervals.last_mut() {
-            i.bytes += out.len() as u64;
+        let Some(i) = self.intervals.last_mut() else { return Err(Error::failed("journal: no interval")) };
+        if let Err(e) = self.file.write_all(&out) {
+            // Nothing torn may stay in the middle: later records would be lost behind it.
+            self.file.set_len(i.bytes).at("journal")?;
+            return Err(Error::from(e).context("journal"));
         }
+        i.bytes += out.len() as u64;
         self.dirty = true;
         Ok(())
     }
@@ -152,17 +155,24 @@ impl Journal {
         if m.data.covers(from, to) {
             return Ok(());
         }
-        m.data.insert(from, to);
-        self.append(&Rec { seq, vol, change: Change::Data { at: at.clone(), what, from, to } })
+        self.append(&Rec { seq, vol, change: Change::Data { at: at.clone(), what, from, to } })?;
+        if let Some(m) = self.marked.get_mut(&(vol, Target::File(at.clone()))) {
+            m.data.insert(from, to);
+        }
+        Ok(())
     }
 
     /// Marks the attributes of an object.
     pub fn attr(&mut self, seq: Seq, vol: VolId, at: &Target, what: What) -> Result<()> {
         let m = self.marked.entry((vol, at.clone())).or_default();
-        if std::mem::replace(&mut m.attr, true) {
+        if m.attr {
             return Ok(());
         }
-        self.append(&Rec { seq, vol, change: Change::Attr { at: at.clone(), what } })
+        self.append(&Rec { seq, vol, change: Change::Attr { at: at.clone(), what } })?;
+        if let Some(m) = self.marked.get_mut(&(vol, at.clone())) {
+            m.attr = true;
+        }
+        Ok(())
     }
 
     /// True when the present interval is old or large enough to be closed.

@@ -1,5 +1,6 @@
 //! A replica on disk: regions with their plain trees, directory ids, change journal, entry log, epochs.
 
+pub mod ballast;
 pub mod content;
 pub mod exec;
 pub mod files;

@@ -406,8 +406,10 @@ impl Receiver {
         }
         m.live.clear_intent();
         if txn.is_none() {
-            if m.journal.wants_rotation() {
-                m.journal.rotate(seq)?;
+            if m.journal.wants_rotation()
+                && let Err(e) = m.journal.rotate(seq)
+            {
+                log::debug!("group {}: {e}", r.group);
             }
             if m.state.whole == seq && seq.0 != 0 {
                 drop(m);

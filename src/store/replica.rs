@@ -1,6 +1,7 @@
 //! A replica: one complete copy of a group at one place, made of a region for each volume and the group's metadata in
 //! the lead volume's region (one sequence per group needs one journal, one log, one chain).
 
+use super::ballast::Ballast;
 use super::exec::{Acted, Pre, Side};
 use super::journal::Journal;
 use super::live::{Intent, Left, Live};
@@ -51,6 +52,8 @@ pub struct Meta {
     /// Chain and copy state.
     pub state: State,
     watches: Vec<Weak<Mutex<Watch>>>,
+    ballast: Ballast,
+    broken: Option<Error>,
 }
 
 /// Where a group's replica lies: the region directory of each volume, in order.
@@ -141,7 +144,7 @@ impl Replica {
         if let Some((from, to)) = live.txn() {
             journal.begin_jump(from, to)?;
         }
-        let meta = Meta { live, journal, state, watches: Vec::new() };
+        let meta = Meta { live, journal, state, watches: Vec::new(), ballast: Ballast::open(&lead), broken: None };
         let r = Replica { group: place.group.clone(), regions, log, left, meta: Mutex::new(meta), state_path };
         r.recover()?;
         Ok(r)
@@ -225,6 +228,14 @@ impl Replica {
         done: &mut dyn FnMut(&Op, &Pre, &Acted),
     ) -> Result<Acted> {
         let (seq, vol, next_lsn) = at;
+        if let Some(e) = &m.broken {
+            return Err(e.clone());
+        }
+        // Without room for our own records only what makes room may begin.
+        let frees = matches!(op, Op::Unlink { .. } | Op::Rmdir { .. });
+        if !frees && !m.ballast.keep() {
+            return Err(Error::os(libc::ENOSPC));
+        }
         let region = self.region(vol)?;
         let pre = region.prepare(op)?;
         m.live.set_intent(&Intent { seq, vol, next_lsn, op: op.clone(), pre })?;
@@ -235,15 +246,33 @@ impl Replica {
                 return Err(e);
             }
         };
-        let change = region.settle(op, &pre)?;
-        self.note(m, vol, &change);
-        m.journal.names(seq, vol, change)?;
+        let mut recorded = self.record(m, seq, vol, op, &pre);
+        if recorded.as_ref().is_err_and(|e| e.errno == libc::ENOSPC) && m.ballast.give() {
+            recorded = self.record(m, seq, vol, op, &pre);
+        }
+        if let Err(e) = recorded {
+            // The tree has it and our records do not: nothing more may happen here before a restart, whose recovery
+            // finds the intent.
+            let e = Error { errno: libc::EIO, ..e }
+                .context("an operation was done and could not be recorded; restart this node when its disk is well");
+            log::error!("group {}: {e}", self.group);
+            m.broken = Some(e.clone());
+            return Err(e);
+        }
         done(op, &pre, &acted);
         if next_lsn == 0 {
             m.live.set_last_seq(seq);
             m.live.clear_intent();
         }
         Ok(acted)
+    }
+
+    /// Tables, watches and journal of an executed operation. Safe to repeat.
+    fn record(&self, m: &mut Meta, seq: Seq, vol: VolId, op: &Op, pre: &Pre) -> Result<()> {
+        let change = self.region(vol)?.settle(op, pre)?;
+        m.journal.names(seq, vol, change.clone())?;
+        self.note(m, vol, &change);
+        Ok(())
     }
 
     fn note(&self, m: &mut Meta, vol: VolId, change: &NsChange) {

@@ -247,8 +247,11 @@ impl Group {
         let frame = entry.frame(data)?;
         self.queue.push(seq, entry.time, frame, tally);
         m.live.set_last_seq(seq);
-        if m.journal.wants_rotation() {
-            self.rotate(m)?;
+        if m.journal.wants_rotation()
+            && let Err(e) = self.rotate(m)
+        {
+            // The present interval goes on; only its grain is coarser.
+            log::debug!("group {}: {e}", self.name);
         }
         Ok(entry.op)
     }

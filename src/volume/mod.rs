@@ -87,6 +87,15 @@ impl Volume {
         self.vol
     }
 
+    /// Does an operation; when it failed because the leg in use was lost, and another one is in use now, once more.
+    pub fn again<T>(&self, mut op: impl FnMut() -> Result<T>) -> Result<T> {
+        let generation = self.order.generation();
+        match op() {
+            Err(e) if self.order.retry(generation, &e) => op(),
+            r => r,
+        }
+    }
+
     /// Number of objects the kernel knows.
     pub fn known(&self) -> usize {
         self.objects.len()
