@@ -81,9 +81,14 @@ impl Lab {
             }
             return Lab::open(&abs);
         }
-        if std::fs::read_dir(&abs).is_ok_and(|mut d| d.next().is_some()) {
+        // Directories of sites may be there: other disks mounted in their places, or a tree to start from.
+        let prepared = |n: &std::ffi::OsStr| {
+            n.to_str().is_some_and(|n| super::lab_files::SITES.contains(&n) || n.starts_with("mnt"))
+        };
+        let foreign = |e: std::io::Result<std::fs::DirEntry>| e.is_ok_and(|e| !prepared(&e.file_name()));
+        if std::fs::read_dir(&abs).is_ok_and(|d| d.into_iter().any(foreign)) {
             return Err(Error::refused(format!(
-                "{} is not empty and holds no lab; give a new directory",
+                "{} holds something else than a lab; give a new directory",
                 dir.display()
             )));
         }
