@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use support::answered::{Answered, Promise};
 use support::lab::SITES;
@@ -119,22 +119,33 @@ impl Done {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        let n = self.settled_point(lab, site);
-        assert!(n >= self.points, "round {}: {site} is at {n}, answered was {}", self.round, self.points);
+        let mut n = self.point(lab, site);
+        while n < self.points {
+            // What it received may wait to be applied.
+            let late = Instant::now() > end;
+            assert!(
+                !late,
+                "round {}: {site} stays at {n}, answered was {}\n{}",
+                self.round,
+                self.points,
+                lab.log_tails()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+            n = self.point(lab, site);
+        }
     }
 
-    /// As [`Done::point`], once nothing moves any more.
+    /// As [`Done::point`], once nothing has moved for a while.
     #[track_caller]
     fn settled_point(&self, lab: &Lab, site: &str) -> u64 {
-        let mut n = self.point(lab, site);
-        loop {
-            std::thread::sleep(Duration::from_millis(150));
+        let (mut n, mut quiet) = (self.point(lab, site), 0);
+        while quiet < 4 {
+            std::thread::sleep(Duration::from_millis(100));
             let now = self.point(lab, site);
-            if now == n {
-                return n;
-            }
+            quiet = if now == n { quiet + 1 } else { 0 };
             n = now;
         }
+        n
     }
 }
 
@@ -232,12 +243,6 @@ fn primary_killed_with_default_options() {
 #[test]
 fn primary_killed_with_write_through() {
     kill_primary("primary_killed_with_write_through", &["--write-through"], Promise::EachWrite);
-}
-
-/// The roots of a round at a site, for messages.
-#[allow(dead_code)]
-fn show(dirs: &[PathBuf]) -> String {
-    dirs.iter().map(|d| Path::display(d).to_string()).collect::<Vec<_>>().join(", ")
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Session {
         }
         // A question answered means that everything before it was carried out.
         self.ask(vec![Ask { vol: VolId(0), at: Target::Dir(DirId::ROOT), ranges: Vec::new() }])?;
-        let whole = self.group.head();
+        let whole = self.group.quiesce(PATIENCE)?;
         self.say(&Msg::CopyDone { id, base: q, whole, epochs })?;
         match self.hear(Duration::from_secs(600))? {
             Msg::Ready { id: i } if i == id => {}

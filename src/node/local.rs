@@ -23,6 +23,7 @@ use crate::format::msg::{Hello, RejectCode};
 use crate::format::op::Op;
 use crate::net::Closer;
 use crate::pair::chain::{Chain, Winner};
+use crate::pair::state::{Event, Reason, State};
 use crate::store::files;
 use crate::store::receive::Receiver;
 use crate::store::replica::{Place, Replica};
@@ -314,8 +315,12 @@ impl LocalGroup {
         group.announce(Op::EpochStart { epoch })?;
         let mut senders = Vec::new();
         for (i, p) in self.pairs.iter().enumerate() {
-            if first && p.state() == crate::pair::state::State::Smpl {
-                p.event(crate::pair::state::Event::Create { no_copy: false }, Some("waiting for the peer".into()))?;
+            // What the last run persisted is not so now: until a session is there nobody waits for this peer (G1).
+            if matches!(p.state(), State::Pair | State::CopyResync | State::Copy) {
+                p.event(Event::Fault(Reason::LinkLost), Some("the node was started".into()))?;
+            }
+            if first && p.state() == State::Smpl {
+                p.event(Event::Create { no_copy: false }, Some("waiting for the peer".into()))?;
             }
             senders.push(self.sender(self.ctx.clone(), &group, p, i)?);
         }

@@ -34,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 impl Session {
     /// Brings the peer from the common point to the present by a staged transaction; returns the position reached.
     pub(super) fn resync(&mut self, common: Seq) -> Step<Seq> {
+        self.group.update(self.index, |p| p.received = common);
         let id = random_u64() | 1;
         let from = self.welcome.head;
         self.say(&Msg::Prepare { id, from, bytes: 0, first_copy: false })?;
@@ -224,7 +225,7 @@ impl Session {
 
     /// Sends the entries after Q up to a point after everything that was read, then the commit record.
     fn finish_txn(&mut self, id: u64, q: Seq) -> Step<Seq> {
-        let reach = self.group.head();
+        let reach = self.group.quiesce(PATIENCE)?;
         let mut cursor = q;
         while cursor < reach {
             if self.stopping() {

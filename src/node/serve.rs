@@ -14,6 +14,7 @@ use crate::pair::chain::Chain;
 use crate::pair::plan;
 use crate::pair::state::{Reason, State};
 use crate::store::receive::Receiver;
+use crate::store::replica::Replica;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,6 +47,7 @@ pub struct Served {
     group: Arc<dyn Incoming>,
     pair: Arc<Pair>,
     receiver: Arc<Receiver>,
+    session: u64,
     hello: Hello,
     is_async: bool,
     copying: bool,
@@ -102,6 +104,15 @@ pub fn serve(
             return Err(Error::refused(text));
         }
     };
+    // Until a committed resync is applied, epochs and journal are those from before it.
+    while receiver.has_txn() && receiver.fault().is_none() {
+        if !receiver.drain(Duration::from_secs(2)) {
+            let text = format!("site {} is still applying the last resync", group.site());
+            reject(&mut w, RejectCode::Busy, text.clone(), vec![], Seq(0));
+            return Err(Error::link(text));
+        }
+    }
+    let session = receiver.begin_session();
     let welcome = {
         let received = receiver.received();
         let m = receiver.replica.order();
@@ -111,7 +122,7 @@ pub fn serve(
             group_id: receiver.replica.group_id(),
             chain: m.state.chain.clone(),
             head: received,
-            settled: m.live.settled().min(received),
+            settled: Replica::settled(&m).min(received),
             journal_after: m.journal.begins_after(),
             copy: if m.state.suspect { crate::format::msg::CopyState::Copying } else { m.state.copy },
             exact: !m.state.was_primary && !m.state.suspect,
@@ -127,6 +138,7 @@ pub fn serve(
         group,
         pair,
         receiver,
+        session,
         hello,
         is_async,
         copying: false,
@@ -150,7 +162,7 @@ impl Served {
     }
 
     fn finish(&mut self) {
-        if let Err(e) = self.receiver.abandon() {
+        if let Err(e) = self.receiver.end_session(self.session) {
             log::error!("group {}: forgetting the staged resync: {e}", self.group.group());
         }
         self.pair.set_link(false);
@@ -181,7 +193,8 @@ impl Served {
                         closer.close();
                         return;
                     }
-                    let ack = Msg::Ack { received: receiver.received(), durable: receiver.durable(), applied };
+                    let (received, durable) = receiver.acknowledged();
+                    let ack = Msg::Ack { received, durable, applied };
                     if ack.frame().and_then(|f| w.lock().send(&f)).is_err() {
                         closer.close();
                         return;
@@ -243,7 +256,7 @@ impl Served {
         while self.receiver.overloaded() && self.receiver.fault().is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let got = match self.receiver.accept(batch) {
+        let got = match self.receiver.accept(self.session, batch) {
             Ok(g) => g,
             Err(e) => return self.suspend(e),
         };
@@ -251,9 +264,8 @@ impl Served {
         if got.fsync && !self.is_async {
             self.receiver.sync()?;
         }
-        let ack =
-            Msg::Ack { received: got.received, durable: self.receiver.durable(), applied: self.receiver.applied() };
-        self.say(&ack)
+        let (received, durable) = self.receiver.acknowledged();
+        self.say(&Msg::Ack { received, durable, applied: self.receiver.applied() })
     }
 
     fn message(&mut self, m: Msg) -> Result<()> {
@@ -270,7 +282,7 @@ impl Served {
                 self.copying = false;
                 self.say(&Msg::Ready { id })
             }
-            Msg::Abort { .. } => self.receiver.abandon(),
+            Msg::Abort { .. } => self.receiver.end_session(self.session),
             _ => Err(Error::corrupt("a message that does not belong here")),
         }
     }
@@ -289,16 +301,14 @@ impl Served {
         if self.is_async || !in_pair {
             self.receiver.sync()?;
         }
-        self.say(&Msg::Pong {
-            received: self.receiver.received(),
-            durable: self.receiver.durable(),
-            applied: self.receiver.applied(),
-        })
+        let (received, durable) = self.receiver.acknowledged();
+        self.say(&Msg::Pong { received, durable, applied: self.receiver.applied() })
     }
 
     fn prepare(&mut self, id: u64, first_copy: bool) -> Result<()> {
         if first_copy {
             self.pair.mirror(State::Copy, Some("first copy".into()))?;
+            self.receiver.prepare();
             self.receiver.begin_copy()?;
             self.copying = true;
         } else {
@@ -311,6 +321,7 @@ impl Served {
                         .unwrap_or_else(|| Error::failed("the entry log could not be applied in time")),
                 );
             }
+            self.receiver.prepare();
         }
         self.say(&Msg::Ready { id })
     }

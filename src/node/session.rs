@@ -14,6 +14,7 @@ use crate::format::msg::{CopyState, Hello, Msg, RejectCode, VERSION, Welcome};
 use crate::net::{Closer, FrameReader, FrameWriter, Link};
 use crate::pair::chain::{Chain, Winner};
 use crate::pair::state::{Event, Mode, Reason, State};
+use crate::store::replica::Replica;
 use crate::volume::group::Group;
 use crate::volume::queue::{Fetch, Item};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
@@ -54,6 +55,7 @@ pub struct Session {
     pub(super) stats: ResyncStats,
     pub(super) begun: Instant,
     alive: Arc<AtomicBool>,
+    counting: Arc<AtomicBool>,
     suspended: Arc<parking_lot::Mutex<Option<String>>>,
     stop: Arc<AtomicBool>,
     closer: Closer,
@@ -149,12 +151,16 @@ pub fn open(o: Opening, link: Link) -> Step<std::result::Result<Session, End>> {
     let (tx, rx) = unbounded();
     let alive = Arc::new(AtomicBool::new(true));
     let suspended = Arc::new(parking_lot::Mutex::new(None));
+    let counting = Arc::new(AtomicBool::new(false));
+    // What an earlier session counted may be of another history.
+    o.group.update(o.index, |p| (p.received, p.durable, p.applied) = (Seq(0), Seq(0), Seq(0)));
     let reader = Reader {
         r,
         tx,
         group: o.group.clone(),
         index: o.index,
         alive: alive.clone(),
+        counting: counting.clone(),
         suspended: suspended.clone(),
         closer: closer.clone(),
         link_timeout: o.timing.link,
@@ -174,6 +180,7 @@ pub fn open(o: Opening, link: Link) -> Step<std::result::Result<Session, End>> {
         stats: ResyncStats::default(),
         begun: Instant::now(),
         alive,
+        counting,
         suspended,
         stop: o.stop,
         closer,
@@ -188,6 +195,9 @@ struct Reader {
     group: Arc<Group>,
     index: usize,
     alive: Arc<AtomicBool>,
+    /// Acknowledgements count: from the choice to catch up on, or from the peer's word that it is ready for a resync, after
+    /// which it acknowledges nothing before the commit. Those from before may be of another history.
+    counting: Arc<AtomicBool>,
     suspended: Arc<parking_lot::Mutex<Option<String>>>,
     closer: Closer,
     link_timeout: Duration,
@@ -213,6 +223,7 @@ impl Reader {
                 return Err(Error::corrupt("an entry came from the secondary"));
             }
             match Msg::parse(&buf, &h)? {
+                Msg::Ack { .. } | Msg::Pong { .. } if !self.counting.load(Ordering::SeqCst) => {}
                 Msg::Ack { received, durable, applied } | Msg::Pong { received, durable, applied } => {
                     self.group.update(self.index, |p| {
                         p.received = p.received.max(received);
@@ -225,6 +236,9 @@ impl Reader {
                     return Err(Error::failed(reason));
                 }
                 m => {
+                    if matches!(m, Msg::Ready { .. }) {
+                        self.counting.store(true, Ordering::SeqCst);
+                    }
                     if self.tx.send(m).is_err() {
                         return Ok(());
                     }
@@ -342,9 +356,13 @@ impl Session {
         let Some(common) = chain.common(head, &theirs, self.welcome.head) else {
             return self.first_copy("the peer's history has nothing in common with ours");
         };
-        let caught_up = self.welcome.exact && common == self.welcome.head && self.group.queue.reaches(common);
+        let caught_up = self.welcome.exact
+            && common == self.welcome.head
+            && self.group.queue.reaches(common)
+            && !Replica::crashed_since(&self.group.replica.order(), common);
         if caught_up {
-            self.group.update(self.index, |p| (p.received, p.durable) = (common, p.durable.min(common)));
+            self.group.update(self.index, |p| p.received = common);
+            self.counting.store(true, Ordering::SeqCst);
             if !matches!(self.pair.state(), State::Pair | State::CopyResync | State::Copy) {
                 self.pair.event(Event::Resync, Some("catching up".into()))?;
             }

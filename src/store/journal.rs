@@ -228,7 +228,10 @@ impl Journal {
                 since.0
             )));
         }
-        let first = self.intervals.iter().rposition(|i| i.head.after <= since).unwrap_or(0);
+        // Of intervals that begin at one position the first: a mark is made before its entry has a number, so one that
+        // a crash left without an entry lies before the interval that the next start began at the same position.
+        let last = self.intervals.iter().rev().find(|i| i.head.after <= since).map_or(since, |i| i.head.after);
+        let first = self.intervals.iter().position(|i| i.head.after == last).unwrap_or(0);
         let mut out: Vec<Rec> = Vec::new();
         let mut last_names: Option<usize> = None;
         for i in &self.intervals[first..] {

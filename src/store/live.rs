@@ -144,9 +144,14 @@ impl Live {
     }
     /// Sets it.
     pub fn set_txn(&self, t: Option<(Seq, Seq)>) {
-        let (from, to) = t.map_or((0, 0), |(a, b)| (a.0, b.0));
-        self.page.store_u64(O_TXN_FROM, from);
-        self.page.store_u64(O_TXN_TO, to);
+        // `to` tells whether there is one: set last, cleared first.
+        match t {
+            Some((from, to)) => {
+                self.page.store_u64(O_TXN_FROM, from.0);
+                self.page.store_u64(O_TXN_TO, to.0);
+            }
+            None => self.page.store_u64(O_TXN_TO, 0),
+        }
     }
 
     /// Writes down what is about to be executed.

@@ -38,6 +38,10 @@ struct Inner {
     closed: bool,
     pending: Vec<Epoch>,
     fsync: bool,
+    /// The link that may send; earlier ones are refused.
+    session: u64,
+    /// A resync or first copy was announced and is not committed: what was received before it counts for nothing.
+    preparing: bool,
 }
 
 /// What [`Receiver::accept`] took in.
@@ -64,6 +68,7 @@ const SEGMENTS_KEPT: usize = 2;
 impl Receiver {
     /// Over an open replica; reads what the log holds beyond the tree, and forgets a staged resync without its commit.
     pub fn new(replica: Arc<Replica>) -> Result<Receiver> {
+        finish_step(&replica)?;
         let (applied_lsn, applied_seq, in_txn) = {
             let m = replica.order();
             (m.live.applied_lsn(), m.live.last_seq().max(m.live.applied_seq()), m.live.txn())
@@ -77,6 +82,8 @@ impl Receiver {
             closed: false,
             pending: Vec::new(),
             fsync: false,
+            session: 0,
+            preparing: false,
         };
         if let Some((from, to)) = in_txn {
             inner.txns.push_back(Txn { lsn: applied_lsn, id: 0, common: from, to: Some(to), cursor: to });
@@ -99,9 +106,34 @@ impl Receiver {
         Ok(r)
     }
 
+    /// A new link is to send; what earlier ones still send is refused. Returns its number.
+    pub fn begin_session(&self) -> u64 {
+        let mut g = self.inner.lock();
+        g.session += 1;
+        g.preparing = false;
+        g.session
+    }
+
     /// Everything up to here survives kill -9 of this node.
     pub fn received(&self) -> Seq {
         self.inner.lock().received
+    }
+
+    /// What may be acknowledged: received, durable. Nothing between the announcement of a resync and its commit, for a
+    /// position from before it may lie beyond it and mean other entries.
+    pub fn acknowledged(&self) -> (Seq, Seq) {
+        let g = self.inner.lock();
+        if g.preparing { (Seq(0), Seq(0)) } else { (g.received, g.durable.min(g.received)) }
+    }
+
+    /// A resync or first copy was announced: see [`Receiver::acknowledged`].
+    pub fn prepare(&self) {
+        self.inner.lock().preparing = true;
+    }
+
+    /// True while a committed resync waits to be applied or is being applied.
+    pub fn has_txn(&self) -> bool {
+        self.inner.lock().txns.iter().any(|t| t.to.is_some())
     }
 
     /// Everything up to here survives a power cut.
@@ -119,16 +151,20 @@ impl Receiver {
         self.inner.lock().fault.clone()
     }
 
-    /// Accepts a batch of whole, checked frames: into the log, then counted as received. On error nothing of it counts.
-    pub fn accept(&self, batch: &[u8]) -> Result<Accepted> {
+    /// Accepts a batch of whole, checked frames of a session: into the log, then counted as received. On error nothing of
+    /// it counts.
+    pub fn accept(&self, session: u64, batch: &[u8]) -> Result<Accepted> {
         let mut g = self.inner.lock();
+        if session != g.session {
+            return Err(Error::link("a newer link has taken over"));
+        }
         if let Some(e) = &g.fault {
             return Err(e.clone());
         }
         if g.stopped || g.closed {
             return Err(Error::link("the replica is being taken over"));
         }
-        let before = (g.received, g.txns.clone());
+        let before = (g.received, g.durable, g.preparing, g.txns.clone());
         let base = self.replica.log.end();
         let mut at = 0;
         let mut parse = || -> Result<()> {
@@ -145,7 +181,7 @@ impl Receiver {
         };
         let r = parse().and_then(|()| self.replica.log.append(batch));
         if let Err(e) = r {
-            (g.received, g.txns) = before;
+            (g.received, g.durable, g.preparing, g.txns) = before;
             g.pending.clear();
             return Err(e);
         }
@@ -161,6 +197,10 @@ impl Receiver {
         for e in epochs {
             let mut m = self.replica.order();
             let mut chain = self.replica.chain(&m);
+            // Read again from the log after a restart.
+            if chain.epochs().iter().any(|known| known.same(e)) {
+                continue;
+            }
             chain.append(e.clone())?;
             self.replica.save_state(&mut m, |s| s.chain = chain.epochs().to_vec())?;
         }
@@ -181,9 +221,15 @@ impl Receiver {
         Ok(g.durable)
     }
 
-    /// Forgets a staged resync that was not committed (the link broke, or the source gave up).
+    /// Ends a session: forgets a staged resync of it that was not committed (the link broke, or the source gave up).
+    pub fn end_session(&self, session: u64) -> Result<()> {
+        if self.inner.lock().session == session { self.abandon() } else { Ok(()) }
+    }
+
+    /// Forgets a staged resync that was not committed.
     pub fn abandon(&self) -> Result<()> {
         let mut g = self.inner.lock();
+        g.preparing = false;
         if let Some(t) = g.open_txn() {
             self.replica.log.truncate(t.lsn)?;
             g.txns.pop_back();
@@ -280,6 +326,7 @@ impl Receiver {
             }
         })?;
         g.received = base;
+        g.preparing = false;
         drop(m);
         drop(g);
         if base >= whole {
@@ -370,9 +417,12 @@ impl Receiver {
                 s.whole = Seq(0);
                 s.suspect = false;
                 s.was_primary = false;
+                // The tree is the source's now: what it had of its own is gone, and recorded as part of this step.
+                s.crashes.clear();
             })?;
             m.live.set_last_seq(c.to);
             m.live.set_settled(c.to);
+            // Killed between these two, the commit record is met again without its transaction: see `finish_step`.
             m.live.set_txn(None);
             m.live.set_applied(next, c.to);
             m.journal.rotate(c.to)?;
@@ -499,11 +549,43 @@ impl Inner {
                     _ => return Err(Error::corrupt("commit record without its transaction")),
                 }
                 self.received = c.to;
+                self.preparing = false;
+                // The position may be an earlier one than before; what was durable were other entries.
+                self.durable = self.durable.min(c.to);
             }
             FrameKind::Msg => return Err(Error::corrupt("a message among entries")),
         }
         Ok(())
     }
+}
+
+/// Finishes the step of the roll forward that kill -9 may have cut in two, and takes down a marker that it left.
+fn finish_step(replica: &Replica) -> Result<()> {
+    let mut m = replica.order();
+    let (at, mut buf) = (m.live.applied_lsn(), Vec::new());
+    if let Some(next) = replica.log.read(at, &mut buf)? {
+        let head = frame::check(&buf)?;
+        match (head.kind, m.live.txn()) {
+            // Begun, but the record of its beginning was not yet passed: it is begun again.
+            (FrameKind::TxnBegin, Some(_)) => m.live.set_txn(None),
+            // Ended, but the commit record was not yet passed.
+            (FrameKind::TxnCommit, None) => {
+                let c: TxnCommit = codec::decode(frame::head_part(&buf, &head))?;
+                m.live.set_applied(next, c.to);
+                m.journal.rotate(c.to)?;
+            }
+            _ => {}
+        }
+    }
+    // A replica that received last and was killed between the two numbers of an applied entry.
+    if m.live.txn().is_none() && !m.state.was_primary && m.live.last_seq() < m.live.applied_seq() {
+        m.live.set_last_seq(m.live.applied_seq());
+    }
+    if m.live.txn().is_none() && m.state.copy == CopyState::Consistent && m.live.last_seq() >= m.state.whole {
+        drop(m);
+        replica.set_between(false)?;
+    }
+    Ok(())
 }
 
 /// What an operation on content marks in the journal.

@@ -81,6 +81,20 @@ pub enum Mark {
     Attr,
 }
 
+/// Remembers an unclean end. Of too many the oldest become one.
+fn note_crash(crashes: &mut Vec<(Seq, Seq)>, crash: (Seq, Seq)) {
+    if crashes.last() == Some(&crash) {
+        return;
+    }
+    crashes.push(crash);
+    if crashes.len() > CRASHES_KEPT {
+        let (low, _) = crashes.remove(0);
+        if let Some(next) = crashes.first_mut() {
+            next.0 = next.0.min(low);
+        }
+    }
+}
+
 /// An open replica.
 pub struct Replica {
     /// Group name.
@@ -132,11 +146,10 @@ impl Replica {
             state.suspect = true;
             files::save(&state_path, MAGIC, VERSION, &state)?;
         }
+        // Also when the two are equal: a change may have begun after the last entry.
         let crash = (live.settled(), live.last_seq());
-        if left != Left::Clean && crash.0 < crash.1 {
-            state.crashes.push(crash);
-            let n = state.crashes.len().saturating_sub(CRASHES_KEPT);
-            state.crashes.drain(..n);
+        if left != Left::Clean && state.was_primary {
+            note_crash(&mut state.crashes, crash);
             files::save(&state_path, MAGIC, VERSION, &state)?;
         }
         let log = EntryLog::open(&lead.join("queue"), live.applied_lsn())?;
@@ -336,6 +349,17 @@ impl Replica {
         let low =
             m.state.crashes.iter().filter(|(low, head)| *low < common && common <= *head).map(|(low, _)| *low).min();
         (common, low.unwrap_or(common))
+    }
+
+    /// True when a replica that agrees with this one up to `p` may lack a change that has no place in the order, so that
+    /// sending it the entries after `p` is not enough.
+    pub fn crashed_since(m: &Meta, p: Seq) -> bool {
+        m.state.crashes.iter().any(|(_, head)| p <= *head)
+    }
+
+    /// Everything up to here has finished changing the tree, and has its place in the order.
+    pub fn settled(m: &Meta) -> Seq {
+        m.state.crashes.iter().map(|(low, _)| *low).fold(m.live.settled(), Seq::min)
     }
 
     /// True when the trees are at one point of the order.

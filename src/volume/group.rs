@@ -64,6 +64,15 @@ struct Gate {
     pairs: Vec<(PairKind, Progress)>,
 }
 
+/// Changes of content that have begun and have no place in the order yet.
+#[derive(Default)]
+struct InFlight {
+    /// The position at which each began, and its number.
+    begun: HashMap<ThreadId, (Seq, u64)>,
+    /// Numbers given out.
+    count: u64,
+}
+
 /// A group whose replica here is the primary one.
 pub struct Group {
     /// Group name.
@@ -79,7 +88,7 @@ pub struct Group {
     gate_changed: Condvar,
     stopped: AtomicBool,
     frozen: AtomicBool,
-    in_flight: Mutex<HashMap<ThreadId, Seq>>,
+    in_flight: Mutex<InFlight>,
     /// Everything up to here is durable at every configured peer.
     trim: AtomicU64,
     fault: Mutex<Option<String>>,
@@ -105,7 +114,7 @@ impl Group {
             gate_changed: Condvar::new(),
             stopped: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
-            in_flight: Mutex::new(HashMap::new()),
+            in_flight: Mutex::new(InFlight::default()),
             trim: AtomicU64::new(0),
             fault: Mutex::new(None),
         }
@@ -209,7 +218,14 @@ impl Group {
         };
         self.queue.trim(received);
         let mut m = self.replica.order();
-        let upto = durable.min(m.live.settled());
+        let mut upto = durable.min(m.live.settled());
+        // What reached the tree before a crash and has no place in the order is known from its mark alone: that stays
+        // until every peer is past the crash.
+        for (low, head) in &m.state.crashes {
+            if durable <= *head {
+                upto = upto.min(Seq(low.0.saturating_sub(1)));
+            }
+        }
         if let Err(e) = m.journal.trim(upto) {
             log::warn!("group {}: {e}", self.name);
         }
@@ -245,8 +261,9 @@ impl Group {
         let entry = Entry { seq, vol, time: time::now(), op };
         let tally = tally(&entry.op, data);
         let frame = entry.frame(data)?;
-        self.queue.push(seq, entry.time, frame, tally);
+        // First, so that after kill -9 no peer has an entry that this replica does not know to have given out.
         m.live.set_last_seq(seq);
+        self.queue.push(seq, entry.time, frame, tally);
         if m.journal.wants_rotation()
             && let Err(e) = self.rotate(m)
         {
@@ -274,14 +291,30 @@ impl Group {
         let me = std::thread::current().id();
         match begun {
             Some(s) => {
-                f.insert(me, s);
+                f.count += 1;
+                let number = f.count;
+                f.begun.insert(me, (s, number));
             }
             None => {
-                f.remove(&me);
+                f.begun.remove(&me);
             }
         }
-        let low = f.values().min().copied().unwrap_or(m.live.last_seq());
+        let low = f.begun.values().map(|(s, _)| *s).min().unwrap_or(m.live.last_seq());
         m.live.set_settled(low);
+    }
+
+    /// Waits until every change that has begun by now has its place in the order, and returns a position that is not
+    /// before any of them: whatever was read from the tree before this call is of entries up to there (G2).
+    pub fn quiesce(&self, timeout: Duration) -> Result<Seq> {
+        let until = Instant::now() + timeout;
+        let before = self.in_flight.lock().count;
+        while self.in_flight.lock().begun.values().any(|(_, number)| *number <= before) {
+            if Instant::now() > until {
+                return Err(Error::new(Kind::Timeout, "a write to the local tree does not end"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(self.head())
     }
 
     fn wait_for(&self, seq: Seq, have: impl Fn(&Progress) -> Seq) -> Result<()> {
