@@ -6,7 +6,8 @@
 //! A directory's inode number is kept as its identity: a directory that is not the one we know (a disk restored from a
 //! backup, a tree changed from outside) is noticed before anything is written into it.
 
-use crate::base::{At, DirId, LinkId, Name, Result};
+use super::room::Room;
+use crate::base::{At, DirId, Error, LinkId, Name, Result};
 use crate::format::{codec, file};
 use bincode::{Decode, Encode};
 use std::collections::HashMap;
@@ -48,6 +49,8 @@ pub struct IdTable {
     path: PathBuf,
     records: u64,
     dirty: bool,
+    bytes: u64,
+    room: Room,
 }
 
 impl IdTable {
@@ -66,11 +69,14 @@ impl IdTable {
             path: path.to_owned(),
             records: 0,
             dirty: false,
+            bytes: file::HEADER_BYTES as u64,
+            room: Room::default(),
         };
         if bytes.len() < file::HEADER_BYTES {
             // Empty, or torn while it was created: no record can have been there.
             file.set_len(0).at(&what)?;
             file.write_all(&file::header(MAGIC, VERSION)).at(&what)?;
+            t.dirty = true;
             return Ok(t);
         }
         file::check_header(&bytes, MAGIC, VERSION, &what)?;
@@ -85,6 +91,7 @@ impl IdTable {
             file.set_len(end).at(&what)?;
         }
         t.file.seek(std::io::SeekFrom::Start(end)).at(&what)?;
+        t.bytes = end;
         let live = (t.dirs.len() + t.link_of.len()) as u64;
         if t.records > 2 * live + COMPACT_SLACK {
             t.compact()?;
@@ -140,10 +147,22 @@ impl IdTable {
         }
     }
 
+    /// Makes sure that this many bytes of records can be written when the disk is full.
+    pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        self.room.ensure(&self.file, self.bytes, bytes).at("ids")
+    }
+
     fn append(&mut self, r: &IdRec) -> Result<()> {
         let mut out = Vec::with_capacity(96);
         file::put_record(&mut out, &codec::encode(r)?);
-        self.file.write_all(&out).at("ids")?;
+        self.reserve(out.len() as u64)?;
+        if let Err(e) = self.file.write_all(&out) {
+            // Half a record would hide all that follow.
+            self.file.set_len(self.bytes).at("ids")?;
+            self.file.seek(std::io::SeekFrom::Start(self.bytes)).at("ids")?;
+            return Err(Error::from(e).context("ids"));
+        }
+        self.bytes += out.len() as u64;
         self.records += 1;
         self.dirty = true;
         Ok(())
@@ -258,6 +277,8 @@ impl IdTable {
         }
         super::files::replace(&self.path, &out)?;
         self.file = std::fs::OpenOptions::new().read(true).append(true).open(&self.path).at("ids")?;
+        self.bytes = out.len() as u64;
+        self.room = Room::default();
         self.records = (self.dirs.len() + self.link_of.len()) as u64;
         Ok(())
     }

@@ -10,4 +10,5 @@ pub mod log;
 pub mod receive;
 pub mod region;
 pub mod replica;
+pub mod room;
 pub mod watch;

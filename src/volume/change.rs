@@ -13,26 +13,43 @@ use std::os::fd::OwnedFd;
 pub(super) struct Change<'a> {
     v: &'a Volume,
     obj: &'a Object,
-    guard: MutexGuard<'a, ()>,
+    _guard: MutexGuard<'a, ()>,
     last: Option<Seq>,
     named: bool,
+    begun: Begun<'a>,
+}
+
+/// Whether the order counts on a commit. A change that fails in between takes that back, whichever way it ends.
+struct Begun<'a> {
+    v: &'a Volume,
+    yes: bool,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if self.yes {
+            self.v.order.cancel();
+        }
+    }
 }
 
 impl<'a> Change<'a> {
     /// Takes the object's lock.
     pub fn new(v: &'a Volume, obj: &'a Object) -> Change<'a> {
-        Change { v, obj, guard: obj.content.lock(), last: None, named: true }
+        Change { v, obj, _guard: obj.content.lock(), last: None, named: true, begun: Begun { v, yes: false } }
     }
 
     /// Marks the journal; nothing may be changed before. On error nothing must be changed at all.
     pub fn begin(&mut self, mark: Mark) -> Result<()> {
         self.named = self.v.order.begin(self.v.vol, &|| self.obj.target(), mark)?;
+        self.begun.yes |= self.named;
         Ok(())
     }
 
     /// Gives what was changed its place in the order. An object without a name: nothing to do.
     pub fn commit(&mut self, mark: Mark, make: &dyn Fn(Target) -> Op, data: &[u8]) -> Result<()> {
         if self.named {
+            self.begun.yes = false;
             let seq = self.v.order.commit(self.v.vol, &|| self.obj.target(), mark, make, data)?;
             self.last = seq.or(self.last);
         }
@@ -69,9 +86,10 @@ impl<'a> Change<'a> {
 
     /// Releases the lock and waits for the sync site.
     pub fn finish(self) -> Result<()> {
-        drop(self.guard);
-        match self.last {
-            Some(seq) => self.v.order.wait(seq),
+        let (v, last) = (self.v, self.last);
+        drop(self);
+        match last {
+            Some(seq) => v.order.wait(seq),
             None => Ok(()),
         }
     }

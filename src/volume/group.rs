@@ -187,8 +187,11 @@ impl Group {
         let frame = entry.frame(data)?;
         self.queue.push(seq, entry.time, frame, tally);
         m.live.set_last_seq(seq);
-        if m.journal.wants_rotation() {
-            self.rotate(m)?;
+        // The entry is on its way: that the interval cannot be closed now (a full disk) does not make it fail.
+        if m.journal.wants_rotation()
+            && let Err(e) = self.rotate(m)
+        {
+            log::warn!("group {}: the journal's interval goes on: {e}", self.name);
         }
         Ok(entry.op)
     }
@@ -302,7 +305,10 @@ impl Order for Group {
         let Some(t) = locate() else { return Ok(false) };
         let seq = m.live.last_seq();
         self.settle(&m, Some(seq));
-        self.replica.mark(&mut m, seq.next(), vol, &t, mark)?;
+        if let Err(e) = self.replica.mark(&mut m, seq.next(), vol, &t, mark) {
+            self.settle(&m, None);
+            return Err(e);
+        }
         Ok(true)
     }
 
@@ -320,10 +326,18 @@ impl Order for Group {
             return Ok(None);
         };
         let seq = m.live.last_seq().next();
-        self.replica.mark(&mut m, seq, vol, &t, mark)?;
-        self.send(&mut m, seq, vol, make(t), data)?;
+        // The tree is changed already: the peers must get it, whatever becomes of its mark (it has one from `begin`).
+        if let Err(e) = self.replica.mark(&mut m, seq, vol, &t, mark) {
+            log::error!("group {}: marking entry {}: {e}", self.name, seq.0);
+        }
+        let sent = self.send(&mut m, seq, vol, make(t), data);
         self.settle(&m, None);
-        Ok(Some(seq))
+        sent.map(|_| Some(seq))
+    }
+
+    fn cancel(&self) {
+        let m = self.replica.order();
+        self.settle(&m, None);
     }
 
     fn wait(&self, seq: Seq) -> Result<()> {
