@@ -24,13 +24,15 @@ pub mod status;
 mod switch;
 mod tell;
 
-use crate::base::{At, Result};
+use crate::base::{At, Kind, Result};
 use crate::net::Identity;
+use crate::pair::state::{Reason, State};
 use config::Config;
 use links::Links;
 use local::LocalGroup;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// What the node needs from the floors above.
 pub struct Options {
@@ -48,6 +50,30 @@ pub struct Node {
 
 /// Files a node should be able to open: one for each known directory and open file.
 const NOFILE: u64 = 1 << 20;
+
+/// Between two attempts to start a group whose region could not be opened.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Starts a group, or takes it out of use with the reason. False when trying again may help.
+fn start(g: &Arc<LocalGroup>, said: &str) -> bool {
+    let Err(e) = g.start() else { return true };
+    let why = e.to_string();
+    if why != said {
+        log::error!("group {}: {why}", g.cfg.name);
+    }
+    for p in &g.pairs {
+        let to = match p.state() {
+            State::Pair | State::CopyResync => State::Psue(Reason::LocalFault),
+            State::Copy => State::PsueCopy(Reason::LocalFault),
+            _ => continue,
+        };
+        if let Err(e) = p.mirror(to, Some(why.clone())) {
+            log::error!("group {} pair {}: {e}", g.cfg.name, p.name);
+        }
+    }
+    g.set_down(why);
+    matches!(e.kind, Kind::Corrupt | Kind::Config)
+}
 
 /// Runs the node of this site file until SIGTERM, SIGINT or the command `Stop`.
 pub fn run(config: Config, options: Options) -> Result<()> {
@@ -86,20 +112,21 @@ pub fn run(config: Config, options: Options) -> Result<()> {
     }
     let control = control::serve(&state, node.clone())?;
     links.listen(&node.groups)?;
-    for g in &node.groups {
-        if let Err(e) = g.start() {
-            log::error!("group {}: {e}", g.cfg.name);
-            g.set_down(e.to_string());
-        }
-    }
+    let mut down: Vec<_> = node.groups.iter().filter(|g| !start(g, "")).cloned().collect();
     let me = node.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut buf = [0u8; 128];
         let _ = crate::os::sys::read(&signals, &mut buf);
         me.stop.store(true, Ordering::SeqCst);
     })?;
+    let mut tried = Instant::now();
     while !node.stop.load(Ordering::SeqCst) {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
+        // The disk of a region that was missing may be there now.
+        if !down.is_empty() && tried.elapsed() > RETRY {
+            down.retain(|g| !start(g, &g.down().unwrap_or_default()));
+            tried = Instant::now();
+        }
     }
     log::info!("shutting down");
     links.close();

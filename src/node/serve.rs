@@ -104,6 +104,10 @@ pub fn serve(
             return Err(Error::refused(text));
         }
     };
+    if let Some(e) = receiver.full() {
+        reject(&mut w, RejectCode::Fault, format!("needs-space: full at site {}: {e}", group.site()), vec![], Seq(0));
+        return Err(Error::refused(format!("waiting for space: {e}")));
+    }
     // Until a committed resync is applied, epochs and journal are those from before it.
     while receiver.has_txn() && receiver.fault().is_none() {
         if !receiver.drain(Duration::from_secs(2)) {
@@ -188,7 +192,8 @@ impl Served {
                 if news || quiet.elapsed() > Duration::from_millis(900) {
                     quiet = std::time::Instant::now();
                     last = applied;
-                    if let Some(e) = receiver.fault() {
+                    let full = receiver.full().map(|e| e.context("needs-space: applying waits for space"));
+                    if let Some(e) = receiver.fault().or(full) {
                         let _ = Msg::Suspend { reason: e.to_string() }.frame().and_then(|f| w.lock().send(&f));
                         closer.close();
                         return;
@@ -253,7 +258,7 @@ impl Served {
         if batch.is_empty() {
             return Ok(());
         }
-        while self.receiver.overloaded() && self.receiver.fault().is_none() {
+        while self.receiver.overloaded() && self.receiver.fault().is_none() && self.receiver.full().is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
         let got = match self.receiver.accept(self.session, batch) {
@@ -261,8 +266,11 @@ impl Served {
             Err(e) => return self.suspend(e),
         };
         batch.clear();
-        if got.fsync && !self.is_async {
-            self.receiver.sync()?;
+        if got.fsync
+            && !self.is_async
+            && let Err(e) = self.receiver.sync()
+        {
+            return self.suspend(e);
         }
         let (received, durable) = self.receiver.acknowledged();
         self.say(&Msg::Ack { received, durable, applied: self.receiver.applied() })

@@ -89,6 +89,11 @@ fn failed<T>(reason: Reason, error: Error) -> Step<T> {
     Err(Failure { reason, error })
 }
 
+/// The fault that a peer's words tell of.
+fn fault_of(why: &str) -> Reason {
+    if why.contains("needs-space") { Reason::Full } else { Reason::RemoteFault }
+}
+
 /// What is needed to open a session.
 pub struct Opening {
     /// The group at its primary.
@@ -142,7 +147,7 @@ pub fn open(o: Opening, link: Link) -> Step<std::result::Result<Session, End>> {
         Msg::Reject { code: RejectCode::SplitBrain, text, .. } => {
             return failed(Reason::SplitBrain, Error::refused(text));
         }
-        Msg::Reject { code: RejectCode::Fault, text, .. } => return failed(Reason::RemoteFault, Error::refused(text)),
+        Msg::Reject { code: RejectCode::Fault, text, .. } => return failed(fault_of(&text), Error::refused(text)),
         Msg::Reject { text, .. } => return failed(Reason::PeerRefused, Error::refused(text)),
         _ => {
             return failed(Reason::PeerRefused, Error::corrupt("the peer answered with something else than a welcome"));
@@ -263,8 +268,7 @@ impl Session {
 
     pub(super) fn check(&self) -> Step<()> {
         if let Some(why) = self.suspended.lock().clone() {
-            let reason = if why.contains("space") { Reason::Full } else { Reason::RemoteFault };
-            return failed(reason, Error::failed(why));
+            return failed(fault_of(&why), Error::failed(why));
         }
         if !self.alive.load(Ordering::SeqCst) {
             return failed(Reason::LinkLost, Error::link(format!("the link to site {} broke", self.pair.peer)));

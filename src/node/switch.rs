@@ -88,6 +88,10 @@ impl Order for Switch {
         self.group().commit(vol, locate, mark, make, data)
     }
 
+    fn cancel(&self) {
+        self.group().cancel();
+    }
+
     fn wait(&self, seq: Seq) -> Result<()> {
         let g = self.group();
         match g.wait(seq) {

@@ -55,6 +55,13 @@ pub struct Acted {
     pub fd: Option<OwnedFd>,
 }
 
+/// Takes back what was made, for its attributes could not be set (a full disk has no room for an ACL).
+fn undo(r: std::io::Result<()>) {
+    if let Err(e) = r {
+        log::error!("taking back what was half made: {e}");
+    }
+}
+
 fn errno(n: i32) -> Error {
     Error::os(n)
 }
@@ -259,7 +266,9 @@ impl Region {
             Some(f) => sys::fstat(f)?,
             None => sys::statat(&*dir, &at.name)?,
         };
-        let st = self.new_attrs(&dir, &at.name, attr, side, &st, matches!(kind, NodeKind::Symlink(_)))?;
+        let st = self
+            .new_attrs(&dir, &at.name, attr, side, &st, matches!(kind, NodeKind::Symlink(_)))
+            .inspect_err(|_| undo(sys::unlinkat(&*dir, &at.name)))?;
         self.parent_time(at.dir, pmtime, side)?;
         Ok(Acted { stat: Some(st), fd })
     }
@@ -268,7 +277,9 @@ impl Region {
         let dir = self.dirfd(at.dir)?;
         sys::mkdirat(&*dir, &at.name, attr.mode & 0o7777)?;
         let st = sys::statat(&*dir, &at.name)?;
-        let st = self.new_attrs(&dir, &at.name, attr, side, &st, false)?;
+        let st = self
+            .new_attrs(&dir, &at.name, attr, side, &st, false)
+            .inspect_err(|_| undo(sys::rmdirat(&*dir, &at.name)))?;
         self.parent_time(at.dir, pmtime, side)?;
         Ok(Acted { stat: Some(st), fd: None })
     }

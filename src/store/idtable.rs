@@ -6,7 +6,8 @@
 //! A directory's inode number is kept as its identity: a directory that is not the one we know (a disk restored from a
 //! backup, a tree changed from outside) is noticed before anything is written into it.
 
-use crate::base::{At, DirId, LinkId, Name, Result};
+use super::room::Room;
+use crate::base::{At, DirId, Error, LinkId, Name, Result};
 use crate::format::{codec, file};
 use bincode::{Decode, Encode};
 use std::collections::HashMap;
@@ -47,8 +48,9 @@ pub struct IdTable {
     file: File,
     path: PathBuf,
     records: u64,
-    len: u64,
     dirty: bool,
+    bytes: u64,
+    room: Room,
 }
 
 impl IdTable {
@@ -66,13 +68,15 @@ impl IdTable {
             file: file.try_clone().at(&what)?,
             path: path.to_owned(),
             records: 0,
-            len: file::HEADER_BYTES as u64,
             dirty: false,
+            bytes: file::HEADER_BYTES as u64,
+            room: Room::default(),
         };
         if bytes.len() < file::HEADER_BYTES {
             // Empty, or torn while it was created: no record can have been there.
             file.set_len(0).at(&what)?;
             file.write_all(&file::header(MAGIC, VERSION)).at(&what)?;
+            t.dirty = true;
             return Ok(t);
         }
         file::check_header(&bytes, MAGIC, VERSION, &what)?;
@@ -87,7 +91,7 @@ impl IdTable {
             file.set_len(end).at(&what)?;
         }
         t.file.seek(std::io::SeekFrom::Start(end)).at(&what)?;
-        t.len = end;
+        t.bytes = end;
         let live = (t.dirs.len() + t.link_of.len()) as u64;
         if t.records > 2 * live + COMPACT_SLACK {
             t.compact()?;
@@ -143,16 +147,22 @@ impl IdTable {
         }
     }
 
+    /// Makes sure that this many bytes of records can be written when the disk is full.
+    pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        self.room.ensure(&self.file, self.bytes, bytes).at("ids")
+    }
+
     fn append(&mut self, r: &IdRec) -> Result<()> {
         let mut out = Vec::with_capacity(96);
         file::put_record(&mut out, &codec::encode(r)?);
+        self.reserve(out.len() as u64)?;
         if let Err(e) = self.file.write_all(&out) {
-            // Nothing torn may stay in the middle: later records would be lost behind it.
-            self.file.set_len(self.len).at("ids")?;
-            self.file.seek(std::io::SeekFrom::Start(self.len)).at("ids")?;
-            return Err(crate::base::Error::from(e).context("ids"));
+            // Half a record would hide all that follow.
+            self.file.set_len(self.bytes).at("ids")?;
+            self.file.seek(std::io::SeekFrom::Start(self.bytes)).at("ids")?;
+            return Err(Error::from(e).context("ids"));
         }
-        self.len += out.len() as u64;
+        self.bytes += out.len() as u64;
         self.records += 1;
         self.dirty = true;
         Ok(())
@@ -267,7 +277,8 @@ impl IdTable {
         }
         super::files::replace(&self.path, &out)?;
         self.file = std::fs::OpenOptions::new().read(true).append(true).open(&self.path).at("ids")?;
-        self.len = out.len() as u64;
+        self.bytes = out.len() as u64;
+        self.room = Room::default();
         self.records = (self.dirs.len() + self.link_of.len()) as u64;
         Ok(())
     }

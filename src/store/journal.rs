@@ -6,6 +6,7 @@
 //! Names are recorded one by one; marks of content once per file, granule and interval (the hot path is a lookup).
 //! Records are written with write(2): they survive a killed process at once, and are flushed before or with every fsync.
 
+use super::room::Room;
 use crate::base::{At, Error, Name, Result, Seq, VolId, limits};
 use crate::format::op::Target;
 use crate::format::{codec, file};
@@ -20,6 +21,8 @@ use std::time::Instant;
 
 const MAGIC: &[u8; 8] = b"KGMJRNL\0";
 const VERSION: u32 = 1;
+/// What a new interval must have room for, bytes.
+const RESERVE_BYTES: u64 = 64 << 10;
 /// Intervals get longer when there are many, so that a long outage does not make a file every ten seconds.
 const INTERVALS_SOFT: usize = 64;
 
@@ -55,6 +58,7 @@ pub struct Journal {
     dirty: bool,
     limit_bytes: u64,
     last_ns: Seq,
+    room: Room,
 }
 
 impl Journal {
@@ -95,6 +99,7 @@ impl Journal {
             dirty: true,
             limit_bytes,
             last_ns,
+            room: Room::default(),
         })
     }
 
@@ -113,12 +118,20 @@ impl Journal {
         (self.intervals.iter().map(|i| i.bytes).sum(), self.intervals.len())
     }
 
+    /// Makes sure that this many bytes of records can be written when the disk is full. What is recorded after a
+    /// change was made must not fail.
+    pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        let used = self.intervals.last().map_or(0, |i| i.bytes);
+        self.room.ensure(&self.file, used, bytes).at("journal")
+    }
+
     fn append(&mut self, r: &Rec) -> Result<()> {
         let mut out = Vec::with_capacity(128);
         file::put_record(&mut out, &codec::encode(r)?);
+        self.reserve(out.len() as u64)?;
         let Some(i) = self.intervals.last_mut() else { return Err(Error::failed("journal: no interval")) };
         if let Err(e) = self.file.write_all(&out) {
-            // Nothing torn may stay in the middle: later records would be lost behind it.
+            // Half a record would hide all that follow.
             self.file.set_len(i.bytes).at("journal")?;
             return Err(Error::from(e).context("journal"));
         }
@@ -151,27 +164,22 @@ impl Journal {
         let g = limits::MARK_GRANULE_BYTES;
         let from = from / g * g;
         let to = if to == u64::MAX { to } else { to.div_ceil(g).saturating_mul(g) };
-        let m = self.marked.entry((vol, Target::File(at.clone()))).or_default();
-        if m.data.covers(from, to) {
+        let key = (vol, Target::File(at.clone()));
+        if self.marked.get(&key).is_some_and(|m| m.data.covers(from, to)) {
             return Ok(());
         }
         self.append(&Rec { seq, vol, change: Change::Data { at: at.clone(), what, from, to } })?;
-        if let Some(m) = self.marked.get_mut(&(vol, Target::File(at.clone()))) {
-            m.data.insert(from, to);
-        }
+        self.marked.entry(key).or_default().data.insert(from, to);
         Ok(())
     }
 
     /// Marks the attributes of an object.
     pub fn attr(&mut self, seq: Seq, vol: VolId, at: &Target, what: What) -> Result<()> {
-        let m = self.marked.entry((vol, at.clone())).or_default();
-        if m.attr {
+        if self.marked.get(&(vol, at.clone())).is_some_and(|m| m.attr) {
             return Ok(());
         }
         self.append(&Rec { seq, vol, change: Change::Attr { at: at.clone(), what } })?;
-        if let Some(m) = self.marked.get_mut(&(vol, at.clone())) {
-            m.attr = true;
-        }
+        self.marked.entry((vol, at.clone())).or_default().attr = true;
         Ok(())
     }
 
@@ -273,12 +281,30 @@ impl Journal {
 
     fn rotate_always(&mut self, mut head: IntervalHead) -> Result<()> {
         head.number = self.intervals.last().map_or(1, |i| i.head.number + 1);
-        let (iv, file) = begin(&self.dir, head)?;
+        let mut room = Room::default();
+        let begun = begin(&self.dir, head).and_then(|(iv, file)| {
+            room.ensure(&file, iv.bytes, RESERVE_BYTES).at("journal")?;
+            Ok((iv, file))
+        });
+        let (iv, file) = match begun {
+            Ok(b) => b,
+            Err(e) => {
+                // The present interval goes on; a try for every record would cost too much.
+                self.opened = Instant::now();
+                let _ = std::fs::remove_file(interval_path(&self.dir, head.number));
+                return Err(e);
+            }
+        };
         if std::mem::take(&mut self.dirty) {
             self.file.sync_data().at("journal")?;
         }
+        if let Some(i) = self.intervals.last() {
+            // Gives back what was reserved.
+            self.file.set_len(i.bytes).at("journal")?;
+        }
         self.intervals.push(iv);
         self.file = file;
+        self.room = room;
         self.dirty = true;
         self.marked.clear();
         self.opened = Instant::now();
@@ -291,8 +317,12 @@ impl Journal {
     }
 }
 
+fn interval_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:016x}.kj"))
+}
+
 fn begin(dir: &Path, head: IntervalHead) -> Result<(Interval, File)> {
-    let path = dir.join(format!("{:016x}.kj", head.number));
+    let path = interval_path(dir, head.number);
     let mut out = file::header(MAGIC, VERSION).to_vec();
     file::put_record(&mut out, &codec::encode(&head)?);
     let mut f = std::fs::OpenOptions::new().append(true).create(true).truncate(false).open(&path).at(path.display())?;

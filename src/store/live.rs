@@ -6,8 +6,11 @@
 //!   24 boot id (16 bytes)    40 last_seq u64      48 settled u64
 //!   56 applied_lsn u64       64 applied_seq u64   72 intent (len u32 | crc u32 as one u64; 0 = none)
 //!   80 txn_from u64         88 txn_to u64 (0 = not inside a staged resync)
+//!  512 check of each of the numbers at 40 to 88     1024 the numbers again     1536 their checks
 //! 4096 intent body: an encoded [`Intent`]
 //! ```
+//! A number and its check are stored at both places, one after the other: kill -9 leaves at least one of them whole, and
+//! a flipped bit is healed, or noticed when both are hit.
 //! After a power cut the page may be older than the tree: the boot id tells, and the replica is then `suspect`.
 
 use super::exec::Pre;
@@ -15,6 +18,7 @@ use crate::base::{At, Error, Result, Seq, VolId};
 use crate::format::codec;
 use crate::format::op::Op;
 use crate::os::map::Page;
+use crate::os::sys;
 use bincode::{Decode, Encode};
 use std::path::Path;
 
@@ -33,6 +37,12 @@ const O_APPLIED_SEQ: usize = 64;
 const O_INTENT: usize = 72;
 const O_TXN_FROM: usize = 80;
 const O_TXN_TO: usize = 88;
+/// The numbers that are checked.
+const NUMBERS: [usize; 7] = [O_LAST, O_SETTLED, O_APPLIED_LSN, O_APPLIED_SEQ, O_INTENT, O_TXN_FROM, O_TXN_TO];
+/// From a number to its check.
+const CHECK: usize = 512;
+/// From a number to its copy.
+const SECOND: usize = 1024;
 
 /// An operation on names that is being executed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -66,19 +76,38 @@ pub struct Live {
 }
 
 impl Live {
-    /// Opens or creates the page, tells how it was left, and marks it in use.
-    pub fn open(path: &Path) -> Result<(Live, Left)> {
+    /// Opens the page, tells how it was left, and marks it in use. Makes it where there is none, if it
+    /// `may_be_new`: a page that got lost must not look like a beginning.
+    pub fn open(path: &Path, may_be_new: bool) -> Result<(Live, Left)> {
         let what = path.display();
-        let file =
-            std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(&what)?;
+        let file = std::fs::OpenOptions::new().read(true).write(true).create(may_be_new).truncate(false).open(path);
+        let file = match file {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::corrupt(format!("{what}: missing, of a replica that was in use")));
+            }
+            r => r.at(&what)?,
+        };
         let fresh = file.metadata().at(&what)?.len() < BYTES as u64;
+        if fresh && !may_be_new {
+            return Err(Error::corrupt(format!("{what}: cut short")));
+        }
         if fresh {
             // Storing to a hole of a mapped file on a full disk would kill the process.
             crate::os::sys::fallocate(&file, 0, 0, BYTES as u64).or_else(|_| file.set_len(BYTES as u64)).at(&what)?;
         }
+        // A store into a hole of a full disk would kill the process.
+        match sys::fallocate(&file, 0, 0, BYTES as u64) {
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
+                return Err(Error::from(e).context(&what));
+            }
+            _ => {}
+        }
         let mut page = Page::map(&file, BYTES).at(&what)?;
         let boot = boot_id();
-        let left = if page.load_u64(O_MAGIC) == 0 {
+        let left = if page.load_u64(O_MAGIC) == 0 && may_be_new {
+            let new = Live { page };
+            NUMBERS.iter().for_each(|off| new.set(*off, 0));
+            page = new.page;
             page.store_u64(O_VERSION, VERSION);
             page.store_u64(O_MAGIC, MAGIC);
             Left::Clean
@@ -96,6 +125,9 @@ impl Live {
         } else {
             Left::PowerLoss
         };
+        let live = Live { page };
+        live.heal(&what.to_string())?;
+        let mut page = live.page;
         page.bytes_mut()[O_BOOT..O_BOOT + 16].copy_from_slice(&boot);
         page.store_u64(O_CLEAN, 0);
         file.sync_all().at(&what)?;
@@ -107,50 +139,76 @@ impl Live {
         self.page.store_u64(O_CLEAN, 1);
     }
 
+    fn set(&self, off: usize, v: u64) {
+        for base in [0, SECOND] {
+            self.page.store_u64(base + off, v);
+            self.page.store_u64(base + CHECK + off, check_of(off, v));
+        }
+    }
+
+    fn get(&self, off: usize) -> u64 {
+        self.page.load_u64(off)
+    }
+
+    /// Compares the numbers with their checks, and takes the good one of two.
+    fn heal(&self, what: &str) -> Result<()> {
+        for off in NUMBERS {
+            let good = [0, SECOND].into_iter().find_map(|base| {
+                let v = self.page.load_u64(base + off);
+                (self.page.load_u64(base + CHECK + off) == check_of(off, v)).then_some(v)
+            });
+            let Some(v) = good else {
+                return Err(Error::corrupt(format!("{what}: the number at {off} and its copy are damaged")));
+            };
+            self.set(off, v);
+        }
+        Ok(())
+    }
+
     /// The last sequence number given out (primary) or received and applied.
     pub fn last_seq(&self) -> Seq {
-        Seq(self.page.load_u64(O_LAST))
+        Seq(self.get(O_LAST))
     }
     /// Sets it.
     pub fn set_last_seq(&self, s: Seq) {
-        self.page.store_u64(O_LAST, s.0);
+        self.set(O_LAST, s.0);
     }
     /// Everything up to here has finished changing the tree.
     pub fn settled(&self) -> Seq {
-        Seq(self.page.load_u64(O_SETTLED))
+        Seq(self.get(O_SETTLED))
     }
     /// Sets it.
     pub fn set_settled(&self, s: Seq) {
-        self.page.store_u64(O_SETTLED, s.0);
+        self.set(O_SETTLED, s.0);
     }
     /// Entry log position up to which the tree is complete.
     pub fn applied_lsn(&self) -> u64 {
-        self.page.load_u64(O_APPLIED_LSN)
+        self.get(O_APPLIED_LSN)
     }
     /// Sequence number of the last applied entry.
     pub fn applied_seq(&self) -> Seq {
-        Seq(self.page.load_u64(O_APPLIED_SEQ))
+        Seq(self.get(O_APPLIED_SEQ))
     }
     /// Sets both; the sequence first, so that after a crash the log position never claims more than was done.
     pub fn set_applied(&self, lsn: u64, seq: Seq) {
-        self.page.store_u64(O_APPLIED_SEQ, seq.0);
-        self.page.store_u64(O_APPLIED_LSN, lsn);
+        self.set(O_APPLIED_SEQ, seq.0);
+        self.set(O_APPLIED_LSN, lsn);
     }
 
     /// The staged resync that is being rolled forward: positions before and after.
     pub fn txn(&self) -> Option<(Seq, Seq)> {
-        let to = self.page.load_u64(O_TXN_TO);
-        (to != 0).then(|| (Seq(self.page.load_u64(O_TXN_FROM)), Seq(to)))
+        let to = self.get(O_TXN_TO);
+        (to != 0).then(|| (Seq(self.get(O_TXN_FROM)), Seq(to)))
     }
     /// Sets it.
     pub fn set_txn(&self, t: Option<(Seq, Seq)>) {
         // `to` tells whether there is one: set last, cleared first.
         match t {
             Some((from, to)) => {
-                self.page.store_u64(O_TXN_FROM, from.0);
-                self.page.store_u64(O_TXN_TO, to.0);
+                self.set(O_TXN_FROM, from.0);
+                self.set(O_TXN_TO, to.0);
             }
-            None => self.page.store_u64(O_TXN_TO, 0),
+            None => self.set(O_TXN_TO, 0),
         }
     }
 
@@ -161,18 +219,18 @@ impl Live {
             return Err(Error::os(libc::E2BIG));
         };
         room.copy_from_slice(&body);
-        self.page.store_u64(O_INTENT, (body.len() as u64) << 32 | crc32c::crc32c(&body) as u64);
+        self.set(O_INTENT, (body.len() as u64) << 32 | crc32c::crc32c(&body) as u64);
         Ok(())
     }
 
     /// The operation is done and recorded.
     pub fn clear_intent(&self) {
-        self.page.store_u64(O_INTENT, 0);
+        self.set(O_INTENT, 0);
     }
 
     /// The operation that was being executed when we were stopped.
     pub fn intent(&self) -> Result<Option<Intent>> {
-        let w = self.page.load_u64(O_INTENT);
+        let w = self.get(O_INTENT);
         if w == 0 {
             return Ok(None);
         }
@@ -186,6 +244,14 @@ impl Live {
         }
         codec::decode(body).map(Some)
     }
+}
+
+/// Its place is part of it: a number that strayed is not taken for another. 0 for a page of zeros would be no check.
+fn check_of(off: usize, v: u64) -> u64 {
+    let mut b = [0u8; 16];
+    b[..8].copy_from_slice(&v.to_le_bytes());
+    b[8..].copy_from_slice(&(off as u64).to_le_bytes());
+    1 << 32 | crc32c::crc32c(&b) as u64
 }
 
 fn boot_id() -> [u8; 16] {
@@ -215,17 +281,43 @@ mod tests {
             pre: Pre::default(),
         };
         {
-            let (mut l, left) = Live::open(&p).unwrap();
+            let (mut l, left) = Live::open(&p, true).unwrap();
             assert_eq!(left, Left::Clean);
             l.set_last_seq(Seq(9));
             l.set_intent(&i).unwrap();
         }
-        let (l, left) = Live::open(&p).unwrap();
+        let (l, left) = Live::open(&p, true).unwrap();
         assert_eq!((left, l.last_seq(), l.intent().unwrap()), (Left::Killed, Seq(9), Some(i)));
         l.clear_intent();
         l.close();
         drop(l);
-        let (l, left) = Live::open(&p).unwrap();
+        let (l, left) = Live::open(&p, true).unwrap();
         assert_eq!((left, l.intent().unwrap()), (Left::Clean, None));
+    }
+
+    #[test]
+    fn a_flipped_bit_is_healed_and_two_are_noticed() {
+        let d = tempfile::tempdir().unwrap();
+        let p = d.path().join("live");
+        assert!(Live::open(&p, false).is_err(), "a page that got lost");
+        {
+            let (l, _) = Live::open(&p, true).unwrap();
+            l.set_last_seq(Seq(9));
+            l.set_applied(70, Seq(8));
+        }
+        let good = std::fs::read(&p).unwrap();
+        for off in NUMBERS.iter().flat_map(|n| [*n, n + CHECK, n + SECOND, n + SECOND + CHECK]) {
+            let mut bad = good.clone();
+            bad[off + 3] ^= 0x40;
+            std::fs::write(&p, &bad).unwrap();
+            let (l, _) = Live::open(&p, false).unwrap();
+            assert_eq!((l.last_seq(), l.applied_lsn(), l.applied_seq(), l.txn()), (Seq(9), 70, Seq(8), None), "{off}");
+            drop(l);
+            bad[(off + SECOND) % (2 * SECOND) + 3] ^= 0x40;
+            std::fs::write(&p, &bad).unwrap();
+            assert!(Live::open(&p, false).is_err(), "{off}");
+        }
+        std::fs::write(&p, &good[..5000]).unwrap();
+        assert!(Live::open(&p, false).is_err());
     }
 }

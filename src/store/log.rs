@@ -126,7 +126,9 @@ impl EntryLog {
     pub fn append(&self, frames: &[u8]) -> Result<u64> {
         let mut g = self.inner.lock();
         let end = g.end;
-        let full = g.segments.last_key_value().is_none_or(|(_, s)| s.len >= limits::LOG_SEGMENT_BYTES);
+        // After a power cut the log may end before what is known to be applied: what follows begins a segment of its own.
+        let full =
+            g.segments.last_key_value().is_none_or(|(k, s)| s.len >= limits::LOG_SEGMENT_BYTES || k + s.len < end);
         if full {
             let path = self.dir.join(format!("{end:016x}.kl"));
             let file = std::fs::OpenOptions::new()
@@ -224,6 +226,25 @@ impl EntryLog {
             if let Some(s) = g.segments.remove(&k) {
                 std::fs::remove_file(&s.path).at(s.path.display())?;
             }
+        }
+        Ok(())
+    }
+
+    /// Gives back all space before `upto` (applied, and the tree synced): for a full disk.
+    pub fn release(&self, upto: u64) -> Result<()> {
+        self.retire(upto)?;
+        let mut g = self.inner.lock();
+        let end = g.end;
+        let Some(e) = g.segments.last_entry() else { return Ok(()) };
+        let start = *e.key();
+        if upto >= end {
+            let s = e.remove();
+            return std::fs::remove_file(&s.path).at(s.path.display());
+        }
+        if upto > start {
+            const PUNCH_HOLE_KEEP_SIZE: u32 = 3;
+            let s = e.get();
+            sys::fallocate(&*s.file, PUNCH_HOLE_KEEP_SIZE, HEAD, upto - start).at(s.path.display())?;
         }
         Ok(())
     }

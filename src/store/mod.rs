@@ -1,6 +1,5 @@
 //! A replica on disk: regions with their plain trees, directory ids, change journal, entry log, epochs.
 
-pub mod ballast;
 pub mod content;
 pub mod exec;
 pub mod files;
@@ -11,4 +10,5 @@ pub mod log;
 pub mod receive;
 pub mod region;
 pub mod replica;
+pub mod room;
 pub mod watch;

@@ -34,6 +34,8 @@ struct Inner {
     durable: Seq,
     txns: VecDeque<Txn>,
     fault: Option<Error>,
+    /// Applying waits for space.
+    full: Option<Error>,
     stopped: bool,
     closed: bool,
     pending: Vec<Epoch>,
@@ -78,6 +80,7 @@ impl Receiver {
             durable: Seq(0),
             txns: VecDeque::new(),
             fault: None,
+            full: None,
             stopped: false,
             closed: false,
             pending: Vec::new(),
@@ -151,14 +154,37 @@ impl Receiver {
         self.inner.lock().fault.clone()
     }
 
-    /// Accepts a batch of whole, checked frames of a session: into the log, then counted as received. On error nothing of
-    /// it counts.
+    /// Accepts a batch of whole, checked frames of a session: into the log, then counted as received. On error nothing of it counts.
     pub fn accept(&self, session: u64, batch: &[u8]) -> Result<Accepted> {
+        match self.take_in(session, batch) {
+            Err(e) if is_full(&e) && self.full().is_none() => {
+                self.relieve();
+                self.take_in(session, batch)
+            }
+            r => r,
+        }
+    }
+
+    /// Gives back the space of what is applied.
+    fn relieve(&self) {
+        let lsn = self.replica.order().live.applied_lsn();
+        let done = self.replica.sync_meta().and_then(|()| self.replica.regions.iter().try_for_each(|r| r.syncfs()));
+        if let Err(e) = done.and_then(|()| self.replica.log.release(lsn)) {
+            log::warn!("group {}: making room: {e}", self.replica.group);
+        }
+    }
+
+    /// Why nothing more is accepted, while applying waits for space.
+    pub fn full(&self) -> Option<Error> {
+        self.inner.lock().full.clone()
+    }
+
+    fn take_in(&self, session: u64, batch: &[u8]) -> Result<Accepted> {
         let mut g = self.inner.lock();
         if session != g.session {
             return Err(Error::link("a newer link has taken over"));
         }
-        if let Some(e) = &g.fault {
+        if let Some(e) = g.fault.as_ref().or(g.full.as_ref()) {
             return Err(e.clone());
         }
         if g.stopped || g.closed {
@@ -353,16 +379,26 @@ impl Receiver {
         let applying = self.applying.lock();
         let r = self.apply_next(buf);
         drop(applying);
-        if let Err(e) = r {
-            if matches!(e.errno, libc::ENOSPC | libc::EDQUOT) && e.kind == Kind::Failed {
-                // Decided entries wait for room; nothing is lost (G8).
-                log::error!("group {}: applying waits for space: {e}", self.replica.group);
-                std::thread::sleep(Duration::from_millis(500));
-                return true;
+        match r {
+            Ok(()) => {
+                if self.inner.lock().full.take().is_some() {
+                    log::info!("group {}: there is space again", self.replica.group);
+                }
             }
-            self.diverged(e);
+            Err(e) if is_full(&e) => self.wait_for_space(e),
+            Err(e) => self.diverged(e),
         }
         true
+    }
+
+    /// Decided entries wait for room; nothing is lost, and nothing more is accepted (G8).
+    fn wait_for_space(&self, e: Error) {
+        if self.inner.lock().full.replace(e.clone()).is_none() {
+            log::error!("group {}: applying waits for space: {e}", self.replica.group);
+        }
+        self.relieve();
+        self.changed.notify_all();
+        std::thread::sleep(Duration::from_millis(500));
     }
 
     /// An accepted entry cannot be applied: the tree is not what it must be. A comparison with the peer repairs it.
@@ -420,12 +456,13 @@ impl Receiver {
                 // The tree is the source's now: what it had of its own is gone, and recorded as part of this step.
                 s.crashes.clear();
             })?;
+            // Whatever can fail for want of space comes first: the whole is then done again.
+            m.journal.rotate(c.to)?;
             m.live.set_last_seq(c.to);
             m.live.set_settled(c.to);
             // Killed between these two, the commit record is met again without its transaction: see `finish_step`.
             m.live.set_txn(None);
             m.live.set_applied(next, c.to);
-            m.journal.rotate(c.to)?;
         }
         self.inner.lock().txns.pop_front();
         self.replica.set_between(false)
@@ -456,10 +493,11 @@ impl Receiver {
         }
         m.live.clear_intent();
         if txn.is_none() {
+            // The entry is applied: that the interval cannot be closed now does not make it fail.
             if m.journal.wants_rotation()
                 && let Err(e) = m.journal.rotate(seq)
             {
-                log::debug!("group {}: {e}", r.group);
+                log::warn!("group {}: the journal's interval goes on: {e}", r.group);
             }
             if m.state.whole == seq && seq.0 != 0 {
                 drop(m);
@@ -586,6 +624,10 @@ fn finish_step(replica: &Replica) -> Result<()> {
         replica.set_between(false)?;
     }
     Ok(())
+}
+
+fn is_full(e: &Error) -> bool {
+    matches!(e.errno, libc::ENOSPC | libc::EDQUOT) && e.kind == Kind::Failed
 }
 
 /// What an operation on content marks in the journal.

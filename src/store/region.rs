@@ -100,6 +100,7 @@ impl Region {
             vol,
             tree_ino: sys::fstat(&fd)?.ino,
         };
+        IdTable::open(&meta.join("ids"))?.sync()?;
         files::save(&meta.join("identity"), MAGIC, VERSION, &id)
     }
 
@@ -141,6 +142,10 @@ impl Region {
                 st.ino, identity.tree_ino
             )));
         }
+        let ids = meta.join("ids");
+        if std::fs::metadata(&ids).map_or(0, |m| m.len()) < crate::format::file::HEADER_BYTES as u64 {
+            return Err(Error::corrupt(format!("{}: missing or cut short", ids.display())));
+        }
         let staging = open_dir(meta.join("staging"))?;
         if sys::fstat(&staging)?.dev != st.dev {
             return Err(Error::refused(format!("{what}/tree and {what}/.kagami must be on one filesystem")));
@@ -148,7 +153,7 @@ impl Region {
         Ok(Region {
             vol,
             path: path.to_owned(),
-            ids: RwLock::new(IdTable::open(&meta.join("ids"))?),
+            ids: RwLock::new(IdTable::open(&ids)?),
             identity: Mutex::new(identity),
             tree: Arc::new(tree),
             staging: Arc::new(staging),

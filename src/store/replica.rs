@@ -1,7 +1,6 @@
 //! A replica: one complete copy of a group at one place, made of a region for each volume and the group's metadata in
 //! the lead volume's region (one sequence per group needs one journal, one log, one chain).
 
-use super::ballast::Ballast;
 use super::exec::{Acted, Pre, Side};
 use super::journal::Journal;
 use super::live::{Intent, Left, Live};
@@ -9,7 +8,7 @@ use super::log::EntryLog;
 use super::region::Region;
 use super::watch::Watch;
 use super::{files, region};
-use crate::base::{At, Epoch, Error, LinkId, Name, Result, Seq, VolId};
+use crate::base::{At, Epoch, Error, Kind, LinkId, Name, Result, Seq, VolId};
 use crate::format::msg::CopyState;
 use crate::format::op::{Op, Target};
 use crate::pair::chain::Chain;
@@ -40,6 +39,10 @@ pub struct State {
     pub was_primary: bool,
 }
 
+/// Records of one operation, at most, bytes.
+const RECORDS_BYTES: u64 = 8 << 10;
+/// Room in journal and table that only what makes room may use, bytes.
+const LAST_ROOM_BYTES: u64 = 32 << 10;
 /// Unclean ends remembered, count.
 const CRASHES_KEPT: usize = 16;
 
@@ -52,7 +55,6 @@ pub struct Meta {
     /// Chain and copy state.
     pub state: State,
     watches: Vec<Weak<Mutex<Watch>>>,
-    ballast: Ballast,
     broken: Option<Error>,
 }
 
@@ -120,13 +122,32 @@ impl Replica {
 
     /// Opens, locks and recovers a replica.
     pub fn open(place: &Place) -> Result<Replica> {
+        Self::load(place).map_err(|e| match (e.kind, place.volumes.first()) {
+            (Kind::Corrupt, Some((_, path))) => Error {
+                msg: format!(
+                    "{}. Nothing of this replica is touched: bring the file back from a backup; or, where another site has the group's data, move {} away and make an empty replica with `kagami region create`, which is then copied anew",
+                    e.msg,
+                    path.display()
+                ),
+                ..e
+            },
+            _ => e,
+        })
+    }
+
+    fn load(place: &Place) -> Result<Replica> {
         let mut regions = Vec::new();
         for (i, (name, path)) in place.volumes.iter().enumerate() {
             regions.push(Arc::new(Region::open(path, &place.group, name, VolId(i as u16))?));
         }
         let lead = regions.first().ok_or_else(|| Error::config("a group needs a volume"))?.meta();
-        let (live, left) = Live::open(&lead.join("live"))?;
         let state_path = lead.join("state");
+        // One of the two without the other is lost, not new.
+        let new = !state_path.exists();
+        let (live, left) = Live::open(&lead.join("live"), new)?;
+        if new && live.last_seq() > Seq(0) {
+            return Err(Error::corrupt(format!("{}: missing, of a replica that was in use", state_path.display())));
+        }
         let mut state = match files::load::<State>(&state_path, MAGIC, VERSION)? {
             Some(s) => s,
             None => State {
@@ -157,7 +178,7 @@ impl Replica {
         if let Some((from, to)) = live.txn() {
             journal.begin_jump(from, to)?;
         }
-        let meta = Meta { live, journal, state, watches: Vec::new(), ballast: Ballast::open(&lead), broken: None };
+        let meta = Meta { live, journal, state, watches: Vec::new(), broken: None };
         let r = Replica { group: place.group.clone(), regions, log, left, meta: Mutex::new(meta), state_path };
         r.recover()?;
         Ok(r)
@@ -244,13 +265,9 @@ impl Replica {
         if let Some(e) = &m.broken {
             return Err(e.clone());
         }
-        // Without room for our own records only what makes room may begin.
-        let frees = matches!(op, Op::Unlink { .. } | Op::Rmdir { .. });
-        if !frees && !m.ballast.keep() {
-            return Err(Error::os(libc::ENOSPC));
-        }
         let region = self.region(vol)?;
         let pre = region.prepare(op)?;
+        self.reserve(m, region, op)?;
         m.live.set_intent(&Intent { seq, vol, next_lsn, op: op.clone(), pre })?;
         let acted = match region.act(op, side) {
             Ok(a) => a,
@@ -259,11 +276,7 @@ impl Replica {
                 return Err(e);
             }
         };
-        let mut recorded = self.record(m, seq, vol, op, &pre);
-        if recorded.as_ref().is_err_and(|e| e.errno == libc::ENOSPC) && m.ballast.give() {
-            recorded = self.record(m, seq, vol, op, &pre);
-        }
-        if let Err(e) = recorded {
+        if let Err(e) = self.record(m, seq, vol, op, &pre) {
             // The tree has it and our records do not: nothing more may happen here before a restart, whose recovery
             // finds the intent.
             let e = Error { errno: libc::EIO, ..e }
@@ -286,6 +299,17 @@ impl Replica {
         m.journal.names(seq, vol, change.clone())?;
         self.note(m, vol, &change);
         Ok(())
+    }
+
+    /// Room for the records of an operation on names, before it is done. What takes away may use the last of it: it is
+    /// how a full disk gets room.
+    fn reserve(&self, m: &mut Meta, region: &Region, op: &Op) -> Result<()> {
+        let bytes = match op {
+            Op::Unlink { .. } | Op::Rmdir { .. } => RECORDS_BYTES,
+            _ => RECORDS_BYTES + LAST_ROOM_BYTES,
+        };
+        m.journal.reserve(bytes)?;
+        region.ids.write().reserve(bytes)
     }
 
     fn note(&self, m: &mut Meta, vol: VolId, change: &NsChange) {
@@ -314,6 +338,10 @@ impl Replica {
                 None => What::File,
             },
         };
+        // New data may not use the room in which a truncation, which gives some back, is to be recorded.
+        if matches!(mark, Mark::Data { to, .. } if to != u64::MAX) {
+            m.journal.reserve(RECORDS_BYTES + LAST_ROOM_BYTES)?;
+        }
         match (mark, at) {
             (Mark::Data { from, to }, Target::File(n)) => m.journal.data(seq, vol, n, what, from, to),
             _ => m.journal.attr(seq, vol, at, what),

@@ -16,20 +16,20 @@ pub(super) struct Change<'a> {
     guard: Option<MutexGuard<'a, ()>>,
     last: Option<Seq>,
     named: bool,
-    /// The mark of what was begun and not committed yet.
-    begun: Option<Mark>,
+    /// Something was begun and not committed yet.
+    begun: bool,
 }
 
 impl<'a> Change<'a> {
     /// Takes the object's lock.
     pub fn new(v: &'a Volume, obj: &'a Object) -> Change<'a> {
-        Change { v, obj, guard: Some(obj.content.lock()), last: None, named: true, begun: None }
+        Change { v, obj, guard: Some(obj.content.lock()), last: None, named: true, begun: false }
     }
 
     /// Marks the journal; nothing may be changed before. On error nothing must be changed at all.
     pub fn begin(&mut self, mark: Mark) -> Result<()> {
         self.named = self.v.order.begin(self.v.vol, &|| self.obj.target(), mark)?;
-        self.begun = self.named.then_some(mark);
+        self.begun |= self.named;
         Ok(())
     }
 
@@ -38,17 +38,15 @@ impl<'a> Change<'a> {
         if self.named {
             let seq = self.v.order.commit(self.v.vol, &|| self.obj.target(), mark, make, data)?;
             self.last = seq.or(self.last);
-            self.begun = None;
+            self.begun = false;
         }
         Ok(())
     }
 
     /// Tells the order that what was begun did not happen.
     fn give_up(&mut self) {
-        if let Some(mark) = self.begun.take()
-            && let Err(e) = self.v.order.commit(self.v.vol, &|| None, mark, &|_| Op::Fsync, &[])
-        {
-            log::debug!("a change that failed: {e}");
+        if std::mem::take(&mut self.begun) {
+            self.v.order.cancel();
         }
     }
 

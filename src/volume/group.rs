@@ -264,11 +264,11 @@ impl Group {
         // First, so that after kill -9 no peer has an entry that this replica does not know to have given out.
         m.live.set_last_seq(seq);
         self.queue.push(seq, entry.time, frame, tally);
+        // The entry is on its way: that the interval cannot be closed now (a full disk) does not make it fail.
         if m.journal.wants_rotation()
             && let Err(e) = self.rotate(m)
         {
-            // The present interval goes on; only its grain is coarser.
-            log::debug!("group {}: {e}", self.name);
+            log::warn!("group {}: the journal's interval goes on: {e}", self.name);
         }
         Ok(entry.op)
     }
@@ -399,7 +399,10 @@ impl Order for Group {
         let Some(t) = locate() else { return Ok(false) };
         let seq = m.live.last_seq();
         self.settle(&m, Some(seq));
-        self.replica.mark(&mut m, seq.next(), vol, &t, mark)?;
+        if let Err(e) = self.replica.mark(&mut m, seq.next(), vol, &t, mark) {
+            self.settle(&m, None);
+            return Err(e);
+        }
         Ok(true)
     }
 
@@ -417,10 +420,18 @@ impl Order for Group {
             return Ok(None);
         };
         let seq = m.live.last_seq().next();
-        self.replica.mark(&mut m, seq, vol, &t, mark)?;
-        self.send(&mut m, seq, vol, make(t), data)?;
+        // The tree is changed already: the peers must get it, whatever becomes of its mark (it has one from `begin`).
+        if let Err(e) = self.replica.mark(&mut m, seq, vol, &t, mark) {
+            log::error!("group {}: marking entry {}: {e}", self.name, seq.0);
+        }
+        let sent = self.send(&mut m, seq, vol, make(t), data);
         self.settle(&m, None);
-        Ok(Some(seq))
+        sent.map(|_| Some(seq))
+    }
+
+    fn cancel(&self) {
+        let m = self.replica.order();
+        self.settle(&m, None);
     }
 
     fn wait(&self, seq: Seq) -> Result<()> {

@@ -50,6 +50,9 @@ pub trait Order: Send + Sync {
         data: &[u8],
     ) -> Result<Option<Seq>>;
 
+    /// After [`Order::begin`], in the same thread: nothing was changed, and [`Order::commit`] will not follow.
+    fn cancel(&self) {}
+
     /// Waits until the sync site has everything up to `seq` (returns at once where that is not promised).
     fn wait(&self, seq: Seq) -> Result<()>;
 

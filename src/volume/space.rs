@@ -32,7 +32,14 @@ impl Volume {
         let to = if mode & KEEP_SIZE != 0 && mode & 0o50 == 0 { off.saturating_add(len) } else { u64::MAX };
         let mark = Mark::Data { from: off.min(before.size), to };
         c.begin(mark)?;
-        sys::fallocate(fd, mode, off, len)?;
+        if let Err(e) = sys::fallocate(fd, mode, off, len) {
+            // A full disk may have cut it short after the size grew.
+            let st = sys::fstat(fd)?;
+            if st.size != before.size {
+                c.commit(mark, &|t| Op::Truncate { at: file_name(t), size: st.size, mtime: Some(st.mtime) }, &[])?;
+            }
+            return Err(e.into());
+        }
         let (st, bits) = c.strip(fd, &before, Some(who))?;
         c.commit(mark, &|t| Op::Fallocate { at: file_name(t), mode, off, len, mtime: Some(st.mtime) }, &[])?;
         c.commit_mode(bits)

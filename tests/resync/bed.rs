@@ -56,12 +56,7 @@ pub fn cost(lab: &Lab, site: &str, pair: &str) -> Cost {
     let p = lab.pair(site, pair);
     let r = &p["last_resync"];
     let n = |k: &str| r[k].as_u64().unwrap_or_else(|| panic!("no {k} in {p:#}"));
-    Cost {
-        examined: n("files_examined"),
-        files: n("files_copied"),
-        bytes: n("bytes_copied"),
-        renames: n("renames"),
-    }
+    Cost { examined: n("files_examined"), files: n("files_copied"), bytes: n("bytes_copied"), renames: n("renames") }
 }
 
 /// Polls the status of a site until a pair of it is as wanted.
