@@ -14,6 +14,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long a node may be silent when its state is looked at.
 const SILENCE: Duration = Duration::from_secs(20);
 
+/// A further Ctrl-C after this time ends the process at once. (Some senders signal process and group, so twice.)
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// One line that changes in place on a terminal, and is gone at the end.
 pub struct Line {
     bar: ProgressBar,
@@ -69,9 +72,11 @@ pub fn interrupt_flag() -> Result<Arc<AtomicBool>> {
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         // Each signal is one record of 128 bytes (signalfd(2)).
         let mut record = [0u8; 128];
+        let mut first: Option<Instant> = None;
         while crate::os::sys::read(&fd, &mut record).is_ok_and(|n| n > 0) {
-            if set.swap(true, Ordering::SeqCst) {
-                // Asked twice: whoever cleans up does not come through.
+            set.store(true, Ordering::SeqCst);
+            // Asked again, and not by the same keystroke: whoever cleans up does not come through.
+            if first.get_or_insert_with(Instant::now).elapsed() > AGAIN {
                 std::process::exit(130);
             }
         }

@@ -11,6 +11,7 @@
 use super::lab_files::{self as files, GROUP, Options, RECORD, Record};
 use super::lab_wait::{self, Standing};
 use super::process::{NodeFiles, Notify, POLL};
+use crate::base::limits::LINK_TIMEOUT;
 use crate::base::{At, Error, Kind, Result, VolId};
 use crate::node::config::Config;
 use crate::node::config_check;
@@ -374,7 +375,19 @@ impl Lab {
         }
         notify(&format!("taking over at {site}"))?;
         let at = dir.to_str().map(str::to_owned).ok_or_else(|| Error::config("--at must be UTF-8"))?;
-        self.call(site, &Request::Takeover { group: GROUP.into(), force, dry_run: false, at: Some(at) })
+        let req = Request::Takeover { group: GROUP.into(), force, dry_run: false, at: Some(at) };
+        let deadline = Instant::now() + LINK_TIMEOUT + Duration::from_secs(1);
+        loop {
+            // A primary that was killed this instant is not yet known to be gone: for as long as a link may be silent,
+            // a refusal is no last word.
+            let r = self.call(site, &req);
+            let gone = || self.statuses().iter().all(|(s, st)| *s == site || !is_primary(st));
+            match r {
+                Err(e) if e.kind == Kind::Refused && Instant::now() < deadline && gone() => notify(&e.msg)?,
+                r => return r,
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     /// The status of every node, `None` for one that does not answer.
@@ -457,6 +470,10 @@ impl Lab {
     }
 }
 
+fn is_primary(s: &Option<Status>) -> bool {
+    s.as_ref().is_some_and(|s| s.groups.iter().any(|g| g.role == "primary"))
+}
+
 fn mounts_of(s: &Status) -> Vec<PathBuf> {
     let of = |g: &crate::node::status::GroupStatus| {
         g.mount.iter().cloned().chain(g.mounts.iter().map(|m| m.dir.clone())).collect::<Vec<_>>()
@@ -464,9 +481,13 @@ fn mounts_of(s: &Status) -> Vec<PathBuf> {
     s.groups.iter().flat_map(of).collect()
 }
 
-/// True for a mount whose process is gone.
+/// True for a mount whose process is gone. A plain stat could still be answered from the kernel's cache.
 fn is_dead(dir: &Path) -> bool {
-    std::fs::metadata(dir).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    let gone = |e: &std::io::Error| e.raw_os_error() == Some(libc::ENOTCONN);
+    match crate::os::sys::open_path(dir, libc::O_PATH | libc::O_DIRECTORY, 0) {
+        Ok(d) => crate::os::sys::statfs(&d).is_err_and(|e| gone(&e)),
+        Err(e) => gone(&e),
+    }
 }
 
 /// Unmounts lazily, as root or as an ordinary user.
