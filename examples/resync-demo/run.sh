@@ -28,6 +28,11 @@ chmod 600 "$mnt/d9/f1"                                                   # 1 mod
 mv "$mnt/d20" "$mnt/renamed"                                             # 1 directory of 100 files
 echo "the sync site was killed; 20 changes were made without it"
 
+# A primary that still had the entries queued would simply send them. After a restart only the journals know.
+"$kagami" lab kill "$lab" primary
+"$kagami" lab start "$lab" primary
+echo "the primary was killed as well, and is back"
+
 "$kagami" lab start "$lab" sync
 "$kagami" lab wait "$lab"
 "$kagami" -c "$lab/primary/site.toml" status
