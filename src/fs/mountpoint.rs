@@ -32,7 +32,10 @@ fn c_path(p: &Path) -> Result<CString> {
 pub fn check(at: &Path, nonempty: bool) -> Result<PathBuf> {
     let what = at.display();
     for _ in 0..8 {
-        match std::fs::symlink_metadata(at) {
+        // Attributes may still come from the kernel's cache when the process is gone; opening asks it.
+        let look = std::fs::symlink_metadata(at)
+            .and_then(|m| if m.is_dir() { std::fs::read_dir(at).map(drop) } else { Ok(()) });
+        match look {
             Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
                 log::warn!("{what}: taking away the dead mount of a process that is gone");
                 detach_path(at)?;
