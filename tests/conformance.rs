@@ -80,7 +80,6 @@ fn on_a_lab(work: impl FnOnce(&Path)) {
 }
 
 #[test]
-#[ignore = "needs `kagami lab`"]
 fn a2_pjdfstest_on_the_mount() {
     let native = conformance::pjdfstest(under_test().path(), &[]);
     on_a_lab(|dir| {
@@ -91,7 +90,6 @@ fn a2_pjdfstest_on_the_mount() {
 }
 
 #[test]
-#[ignore = "needs `kagami lab`"]
 fn a2_fsx_on_the_mount() {
     on_a_lab(|dir| {
         let mixes: Vec<_> = FSX_MIXES.iter().map(|(name, _)| *name).collect();
@@ -104,13 +102,11 @@ fn a2_fsx_on_the_mount() {
 }
 
 #[test]
-#[ignore = "needs `kagami lab`"]
 fn a2_posix_checks_on_the_mount() {
     on_a_lab(assert_posix);
 }
 
 #[test]
-#[ignore = "needs `kagami lab`"]
 fn a2_random_trees_through_the_mount() {
     on_a_lab(|dir| {
         let native = under_test();

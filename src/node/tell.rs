@@ -35,13 +35,21 @@ pub fn blocks(fd: &OwnedFd, from: u64, to: u64, buf: &mut Vec<u8>) -> Result<Vec
         let Some(part) = buf.get_mut(a..b) else { break };
         let n = sys::pread_full(fd, part, start.max(from))?;
         for (i, chunk) in part.get(..n).unwrap_or(&[]).chunks(B as usize).enumerate() {
+            let off = start.max(from) + i as u64 * B;
             if let Some(o) = out.get_mut(a / B as usize + i) {
-                *o = Some(hash(chunk));
+                *o = if chunk.iter().all(|b| *b == 0) && is_unwritten(fd, off)? { None } else { Some(hash(chunk)) };
             }
         }
         at = end;
     }
     Ok(out)
+}
+
+/// True for a block of zeros that only looks like data because it was read: a preallocated block counts as a hole, until
+/// a page of it is in the cache.
+fn is_unwritten(fd: &OwnedFd, off: u64) -> Result<bool> {
+    sys::forget_pages(fd, off, limits::COMPARE_BLOCK_BYTES);
+    Ok(sys::seek(fd, off, libc::SEEK_DATA)?.is_none_or(|d| d >= off + limits::COMPARE_BLOCK_BYTES))
 }
 
 /// The state of an object whose stat is known.

@@ -415,6 +415,12 @@ pub fn seek(fd: impl AsFd, off: u64, whence: i32) -> io::Result<Option<u64>> {
     if e.raw_os_error() == Some(libc::ENXIO) { Ok(None) } else { Err(e) }
 }
 
+/// Drops clean cached pages of a range (posix_fadvise(2) with DONTNEED).
+pub fn forget_pages(fd: impl AsFd, off: u64, len: u64) {
+    // SAFETY: plain call; a hint whose failure changes nothing.
+    unsafe { libc::posix_fadvise64(fd.as_fd().as_raw_fd(), off as i64, len as i64, libc::POSIX_FADV_DONTNEED) };
+}
+
 /// fsync(2) or fdatasync(2).
 pub fn sync_fd(fd: impl AsFd, data_only: bool) -> io::Result<()> {
     // SAFETY: plain calls.
