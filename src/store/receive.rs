@@ -147,9 +147,12 @@ impl Receiver {
         self.inner.lock().durable
     }
 
-    /// Everything up to here is in the tree.
+    /// Everything up to here is in the tree. Before a resync is rolled forward that is at most the common point: what
+    /// this replica has beyond it has the numbers of other entries.
     pub fn applied(&self) -> Seq {
-        self.replica.order().live.last_seq()
+        let g = self.inner.lock();
+        let last = self.replica.order().live.last_seq();
+        g.txns.front().map_or(last, |t| last.min(t.common))
     }
 
     /// What stopped the applying, if anything did.

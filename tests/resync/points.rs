@@ -124,7 +124,9 @@ fn a_resync_shows_the_old_point_or_the_new_one_whoever_is_killed() {
     wait_staging();
     stop("primary");
     let at = lab.dir().join("there");
-    lab.takeover("sync", &["--at", at.to_str().unwrap(), "--force"]);
+    fs::create_dir(&at).unwrap();
+    let out = lab.at("sync", &["takeover", "lab", "--force", "--at", at.to_str().unwrap()]);
+    assert!(out.status.success(), "{}", proc::text(&out.stderr));
     assert_same(&old, &tree);
     go_on("primary");
     settle(&lab);
@@ -187,7 +189,8 @@ fn initial_copies_of_an_existing_tree_go_on_under_writes_and_through_kills() {
     let done = AtomicBool::new(false);
     let mut shown = [false; 2];
     std::thread::scope(|s| {
-        let up = s.spawn(|| lab.ok("up", &[]));
+        // One by one: `lab up` does not like it when a node ends.
+        let up = s.spawn(|| ["sync", "async", "primary"].map(|site| lab.start(site)));
         let writer = s.spawn(|| {
             let dir = lab.mnt().join("while copying");
             let mut n = 0u64;
