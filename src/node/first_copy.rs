@@ -5,9 +5,9 @@
 //! a resync over the journal, make it exact. So an interrupted first copy is simply walked again: what has the same size
 //! and mtime is not sent twice.
 
+use super::meter::{Meter, Totals};
 use super::session::{Session, Step};
 use super::source::{Differ, Source};
-use super::status::Progress;
 use super::tell;
 use crate::base::{DirId, Error, LinkId, Name, Seq, VolId, random_u64};
 use crate::format::msg::{Ask, Have, Listed, Msg, Told};
@@ -89,11 +89,13 @@ impl Session {
         all.extend(&order);
         let known: HashSet<&Name> = dirs.values().collect();
         let mut linked: HashMap<LinkId, Name> = HashMap::new();
-        let mut done = Progress { phase: "first copy".into(), ..Progress::default() };
+        let mut meter = Meter::new("first copy");
+        let totals = Totals::count(self.group.replica.clone(), vol);
         for chunk in all.chunks(LISTS) {
             let lists = self.their_lists(vol, chunk)?;
             for (dir, theirs) in lists {
-                self.copy_dir(src, vol, dir, theirs.unwrap_or_default(), &known, &mut linked, &mut done)?;
+                self.copy_dir(src, vol, dir, theirs.unwrap_or_default(), &known, &mut linked, &mut meter)?;
+                totals.fill(&mut meter);
             }
         }
         for dir in all.iter().rev() {
@@ -151,7 +153,7 @@ impl Session {
         theirs: Vec<Listed>,
         known: &HashSet<&Name>,
         linked: &mut HashMap<LinkId, Name>,
-        done: &mut Progress,
+        meter: &mut Meter,
     ) -> Step<()> {
         let region = self.group.replica.region(vol)?.clone();
         let listing = tell::names(&region, dir)?.unwrap_or_default();
@@ -164,19 +166,18 @@ impl Session {
             if known.contains(&at) {
                 continue;
             }
-            if let Some(q) = self.copy_name(src, vol, &at, have, linked)? {
+            if let Some(q) = self.copy_name(src, vol, &at, have, linked, meter)? {
                 queries.push((at, q));
             }
-            done.done_files += 1;
-            if done.done_files.is_multiple_of(64) {
-                self.show(done);
-            }
+            meter.p.done_files += 1;
+            meter.show(&self.pair);
         }
+        self.tick()?;
         for chunk in queries.chunks(64) {
             let asks = chunk.iter().map(|(_, a)| a.clone()).collect();
             let tolds = self.ask(asks)?;
             for ((at, _), told) in chunk.iter().zip(tolds) {
-                self.copy_content(src, vol, at, Some(told))?;
+                self.copy_content(src, vol, at, Some(told), meter)?;
             }
         }
         for (n, have) in theirs {
@@ -188,12 +189,6 @@ impl Session {
         Ok(())
     }
 
-    fn show(&mut self, done: &mut Progress) {
-        done.done_bytes = self.stats.bytes_copied;
-        done.rate_bytes_s = done.done_bytes as f64 / self.begun.elapsed().as_secs_f64().max(1e-3);
-        self.pair.set_progress(Some(done.clone()));
-    }
-
     /// One name that is not a directory's. Returns the question to ask when its content must be compared first.
     fn copy_name(
         &mut self,
@@ -202,6 +197,7 @@ impl Session {
         at: &Name,
         have: Option<Have>,
         linked: &mut HashMap<LinkId, Name>,
+        meter: &mut Meter,
     ) -> Step<Option<Ask>> {
         self.stats.files_examined += 1;
         let pmtime = Default::default();
@@ -232,6 +228,7 @@ impl Session {
         let usable = have.filter(|h| same_kind(h, &found) && h.lid == lid);
         match usable {
             Some(h) if found.stat().is_file() && h.size == found.stat().size && h.mtime == found.stat().mtime => {
+                meter.p.done_bytes += found.stat().size;
                 for op in found.attr_ops(Target::File(at.clone()), None, false)? {
                     self.stage(vol, op, b"")?;
                 }
@@ -242,17 +239,23 @@ impl Session {
                 let op = Op::Create { at: at.clone(), kind: found.kind()?, attr: found.attr(), pmtime };
                 self.stage(vol, Op::Unlink { at: at.clone(), pmtime }, b"")?;
                 self.stage(vol, op, b"")?;
-                self.copy_content(src, vol, at, None)?;
+                self.copy_content(src, vol, at, None, meter)?;
                 Ok(None)
             }
         }
     }
 
-    fn copy_content(&mut self, src: &Source, vol: VolId, at: &Name, told: Option<Told>) -> Step<()> {
+    fn copy_content(&mut self, src: &Source, vol: VolId, at: &Name, told: Option<Told>, meter: &mut Meter) -> Step<()> {
         let Some(found) = src.find(vol, at)? else { return Ok(()) };
         let mut d = Differ::new(&found, &told, &Extent::Whole);
-        while let Some((op, data)) = d.next(at)? {
-            self.stage(vol, op, &data)?;
+        let before = meter.p.done_bytes;
+        while d.advance()? {
+            while let Some((op, data)) = d.take(at) {
+                self.stage(vol, op, &data)?;
+            }
+            meter.p.done_bytes = before + d.compared;
+            self.tick()?;
+            meter.show(&self.pair);
         }
         self.stats.bytes_copied += d.bytes;
         self.stats.files_copied += (d.bytes > 0 || told.is_none()) as u64;

@@ -39,6 +39,8 @@ use std::time::{Duration, Instant};
 
 const MAGIC: &[u8; 8] = b"KGMROLE\0";
 const VERSION: u32 = 1;
+/// How long the end of a link may take to be noticed when a takeover asks for it.
+const LINK_ENDS: Duration = Duration::from_secs(1);
 
 /// What is persisted of a group's role.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -569,6 +571,11 @@ impl LocalGroup {
     /// Takes the group over here (MS-10, plain form): what was received is applied, a new epoch begins, the volume is
     /// mounted at `at`.
     pub fn takeover(self: &Arc<Self>, force: bool, at: Option<&Path>) -> Result<Seq> {
+        // A link that has just ended takes a moment to be cleared away.
+        let until = Instant::now() + LINK_ENDS;
+        while !force && self.linked().is_some() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let (receiver, linked) = match &*self.run.lock() {
             Run::Secondary(s) => (s.receiving.receiver.clone(), s.link.as_ref().map(|(l, _)| l.clone())),
             Run::Primary(_) => return Err(Error::refused(format!("group {} is primary here already", self.cfg.name))),

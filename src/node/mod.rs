@@ -12,6 +12,7 @@ mod incoming;
 mod legs;
 mod links;
 mod local;
+mod meter;
 pub mod mounter;
 pub mod pairs;
 mod receiving;

@@ -8,9 +8,9 @@
 //! takeover there sees the old point (A6). Contents are read while writes go on; the entries after Q, which follow inside
 //! the transaction up to a point after the last read, make them exact.
 
+use super::meter::Meter;
 use super::session::{Failure, Session, Step};
 use super::source::{Differ, Source};
-use super::status::Progress;
 use crate::base::{DirId, Error, Kind, Name, Result, Seq, VolId, limits, random_u64};
 use crate::format::codec;
 use crate::format::frame::{self, FrameKind};
@@ -63,6 +63,7 @@ impl Session {
             target_links: &target_links,
         };
         let plan = plan::plan(&input)?;
+        self.base = Some(q);
         log::info!(
             "group {} pair {}: resync from {} to {}: {} records, {} steps of names, {} files to examine",
             self.group.name,
@@ -81,6 +82,7 @@ impl Session {
             b"",
         ))?;
         let r = self.carry_out(&plan, &watch).and_then(|()| self.finish_txn(id, q));
+        self.base = None;
         if r.is_err() {
             // If the link still stands, the target forgets what was staged at once.
             let _ = self.say(&Msg::Abort { id });
@@ -130,18 +132,20 @@ impl Session {
             let (vol, op) = names_op(step, &src)?;
             self.stage(vol, op, b"")?;
         }
-        let mut done =
-            Progress { phase: "resync".into(), total_files: plan.content.len() as u64, ..Progress::default() };
+        let mut meter = Meter::new("resync");
+        meter.p.total_files = plan.content.len() as u64;
+        meter.p.total_bytes = plan.content.iter().map(|t| src.extent(t.vol, &t.source, &t.extent)).sum();
         for tasks in plan.content.chunks(ASKS) {
             let tolds = self.ask_about(tasks)?;
             for (task, told) in tasks.iter().zip(tolds) {
-                self.copy_task(&src, task, told)?;
-                done.done_files += 1;
+                self.copy_task(&src, task, told, &mut meter)?;
+                meter.p.done_files += 1;
+                meter.show(&self.pair);
             }
-            done.done_bytes = self.stats.bytes_copied;
-            done.rate_bytes_s = done.done_bytes as f64 / self.begun.elapsed().as_secs_f64().max(1e-3);
-            self.pair.set_progress(Some(done.clone()));
+            self.tick()?;
         }
+        meter.p.phase = "entries written meanwhile".into();
+        meter.show_now(&self.pair);
         for (vol, dir) in &plan.dirs {
             self.copy_dir_attrs(&src, *vol, *dir)?;
         }
@@ -189,19 +193,25 @@ impl Session {
         Ok(out)
     }
 
-    fn copy_task(&mut self, src: &Source, t: &ContentTask, told: Option<Told>) -> Step<()> {
+    fn copy_task(&mut self, src: &Source, t: &ContentTask, told: Option<Told>, meter: &mut Meter) -> Step<()> {
         // Gone since Q: an entry after Q removes it at the target as well.
         let Some(found) = src.find(t.vol, &t.source)? else { return Ok(()) };
         let mut d = Differ::new(&found, &told, &t.extent);
         let mut kept = !t.target_changed || told.as_ref().is_none_or(|t| t.have.is_none());
-        while let Some((op, data)) = d.next(&t.target_after)? {
-            if !kept {
-                kept = true;
-                let label = format!("{:016x}-{}", random_u64(), String::from_utf8_lossy(&t.target_after.name));
-                let kept_name = label.into_bytes().into_iter().take(limits::NAME_BYTES_MAX).collect();
-                self.stage(t.vol, Op::Keep { at: t.target_after.clone(), kept: kept_name }, b"")?;
+        let before = meter.p.done_bytes;
+        while d.advance()? {
+            while let Some((op, data)) = d.take(&t.target_after) {
+                if !kept {
+                    kept = true;
+                    let label = format!("{:016x}-{}", random_u64(), String::from_utf8_lossy(&t.target_after.name));
+                    let kept_name = label.into_bytes().into_iter().take(limits::NAME_BYTES_MAX).collect();
+                    self.stage(t.vol, Op::Keep { at: t.target_after.clone(), kept: kept_name }, b"")?;
+                }
+                self.stage(t.vol, op, &data)?;
             }
-            self.stage(t.vol, op, &data)?;
+            meter.p.done_bytes = before + d.compared;
+            self.tick()?;
+            meter.show(&self.pair);
         }
         self.stats.bytes_copied += d.bytes;
         self.stats.files_copied += (d.bytes > 0 || d.resized || told.is_none()) as u64;

@@ -5,12 +5,12 @@ use super::pairs::Pair;
 use super::session::{self, End, Failure, Opening, Timing};
 use crate::base::{Epoch, Result, Seq};
 use crate::net::Link;
-use crate::pair::state::{Event, Mode, State};
+use crate::pair::state::{Event, Mode, Reason, State};
 use crate::volume::group::Group;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a sender needs of its node.
 pub trait SenderCtx: Send + Sync {
@@ -57,6 +57,9 @@ impl Sender {
     }
 }
 
+/// The same after the peer said that its disk is full: what was sent is sent again each time.
+const BACKOFF_FULL: Duration = Duration::from_secs(3);
+
 struct Worker {
     ctx: Arc<dyn SenderCtx>,
     local: Arc<LocalGroup>,
@@ -76,10 +79,7 @@ impl Worker {
             let idle = matches!(self.pair.state(), State::Smpl | State::Psus | State::PsusCopy);
             if held.is_some() || idle {
                 if let Some(why) = held {
-                    self.lost(Failure {
-                        reason: crate::pair::state::Reason::LinkLost,
-                        error: crate::base::Error::link(why),
-                    });
+                    self.lost(Failure { reason: Reason::LinkLost, error: crate::base::Error::link(why) });
                 }
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
@@ -96,13 +96,22 @@ impl Worker {
                     return;
                 }
                 Err(f) => {
+                    let full = matches!(f.reason, Reason::NeedsSpace | Reason::Full);
                     self.lost(f);
-                    std::thread::sleep(pause);
+                    self.rest(if full { BACKOFF_FULL } else { pause });
                     pause = (pause * 2).min(BACKOFF.1);
                 }
             }
         }
         self.release();
+    }
+
+    /// Sleeps, unless it is to end.
+    fn rest(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && !self.stop.load(Ordering::SeqCst) && !self.group.is_stopped() {
+            std::thread::sleep(Duration::from_millis(50).min(time));
+        }
     }
 
     /// Persists the fault first; only then are the answers released that waited for this peer.

@@ -160,6 +160,7 @@ impl Served {
         let acker = self.start_acker(over.clone())?;
         let r = self.read_loop();
         over.store(true, Ordering::SeqCst);
+        self.receiver.nudge();
         self.closer.close();
         let _ = acker.join();
         r

@@ -54,6 +54,8 @@ pub struct Session {
     pub(super) welcome: Welcome,
     pub(super) stats: ResyncStats,
     pub(super) begun: Instant,
+    /// Entries after this position are still needed for the resync under way.
+    pub(super) base: Option<Seq>,
     alive: Arc<AtomicBool>,
     counting: Arc<AtomicBool>,
     suspended: Arc<parking_lot::Mutex<Option<String>>>,
@@ -184,6 +186,7 @@ pub fn open(o: Opening, link: Link) -> Step<std::result::Result<Session, End>> {
         welcome,
         stats: ResyncStats::default(),
         begun: Instant::now(),
+        base: None,
         alive,
         counting,
         suspended,
@@ -268,7 +271,12 @@ impl Session {
 
     pub(super) fn check(&self) -> Step<()> {
         if let Some(why) = self.suspended.lock().clone() {
-            return failed(fault_of(&why), Error::failed(why));
+            // While entries are streamed it is the disk that is full; before, it is the copy that does not fit.
+            let reason = match fault_of(&why) {
+                Reason::Full if self.pair.state() != State::Pair => Reason::NeedsSpace,
+                r => r,
+            };
+            return failed(reason, Error::failed(why));
         }
         if !self.alive.load(Ordering::SeqCst) {
             return failed(Reason::LinkLost, Error::link(format!("the link to site {} broke", self.pair.peer)));
@@ -320,6 +328,22 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// To be called now and then in long work: keeps the link alive, and notices that the work is in vain.
+    pub(super) fn tick(&mut self) -> Step<()> {
+        self.ping(false)?;
+        self.check()?;
+        if self.stopping() {
+            return Err(Error::link("asked to stop").into());
+        }
+        if self.base.is_some_and(|q| !self.group.queue.reaches(q)) {
+            return failed(
+                Reason::Behind,
+                Error::failed("behind: more was written during the resync than the queue holds; it starts again"),
+            );
+        }
+        Ok(())
     }
 
     fn ping(&mut self, in_pair: bool) -> Step<()> {

@@ -52,6 +52,17 @@ impl Source {
         Ok(Some(Found { region: region.clone(), at: Target::File(now), stat, fd }))
     }
 
+    /// Bytes that comparing an extent of a file reads, as far as can be told without looking closely.
+    pub fn extent(&self, vol: VolId, at_q: &Name, extent: &Extent) -> u64 {
+        let now = self.watch.lock().locate(vol, at_q);
+        let stat = self.replica.region(vol).ok().zip(now).and_then(|(r, n)| r.look(&n).ok().flatten());
+        let size = stat.filter(|(s, _)| s.is_file()).map_or(0, |(s, _)| s.size);
+        match extent {
+            Extent::Whole => size,
+            Extent::Ranges(r) => r.bytes(size),
+        }
+    }
+
     /// A directory, by id; `None` when it is gone.
     pub fn find_dir(&self, vol: VolId, id: DirId) -> Result<Option<Found>> {
         let region = self.replica.region(vol)?;
@@ -153,6 +164,8 @@ pub struct Differ<'a> {
     out: VecDeque<(Op2, Vec<u8>)>,
     size_told: Option<u64>,
     size_done: bool,
+    /// Bytes compared.
+    pub compared: u64,
     /// Bytes of data sent.
     pub bytes: u64,
     /// The size was changed or something was punched.
@@ -185,40 +198,44 @@ impl<'a> Differ<'a> {
             out: VecDeque::new(),
             size_told: Some(have.map_or(0, |h| h.size)),
             size_done: found.fd.is_none() || matches!(extent, Extent::Ranges(r) if r.is_empty()),
+            compared: 0,
             bytes: 0,
             resized: false,
         }
     }
 
-    /// The next operation on `at`, with its data.
-    pub fn next(&mut self, at: &Name) -> Result<Option<(Op, Vec<u8>)>> {
-        let Some(fd) = &self.found.fd else { return Ok(None) };
-        while self.out.is_empty() {
-            let size = sys::fstat(fd)?.size;
-            if !std::mem::replace(&mut self.size_done, true) && self.size_told != Some(size) {
-                self.resized = true;
-                self.out.push_back((Op2::Size(size), Vec::new()));
-                continue;
-            }
-            let Some((from, to)) = self.todo.pop_front() else { return Ok(None) };
-            let to = to.min(size);
-            if from >= to {
-                continue;
-            }
+    /// Compares the next part, of [`CHUNK`] bytes at most; false when all is done.
+    pub fn advance(&mut self) -> Result<bool> {
+        let Some(fd) = &self.found.fd else { return Ok(false) };
+        let size = sys::fstat(fd)?.size;
+        if !std::mem::replace(&mut self.size_done, true) && self.size_told != Some(size) {
+            self.resized = true;
+            self.out.push_back((Op2::Size(size), Vec::new()));
+            return Ok(true);
+        }
+        let Some((from, to)) = self.todo.pop_front() else { return Ok(false) };
+        let to = to.min(size);
+        if from < to {
             let end = to.min(from + CHUNK);
             self.compare(fd, from, end)?;
+            self.compared += end - from;
             if end < to {
                 self.todo.push_front((end, to));
             }
         }
-        Ok(self.out.pop_front().map(|(o, data)| {
+        Ok(true)
+    }
+
+    /// The next operation on `at` that the parts compared so far call for, with its data.
+    pub fn take(&mut self, at: &Name) -> Option<(Op, Vec<u8>)> {
+        self.out.pop_front().map(|(o, data)| {
             let at = at.clone();
             match o {
                 Op2::Write(off) => (Op::Write { at, off, mtime: None }, data),
                 Op2::Punch(off, len) => (Op::Fallocate { at, mode: 3, off, len, mtime: None }, data),
                 Op2::Size(size) => (Op::Truncate { at, size, mtime: None }, data),
             }
-        }))
+        })
     }
 
     fn compare(&mut self, fd: &OwnedFd, from: u64, end: u64) -> Result<()> {

@@ -12,6 +12,7 @@ use crate::format::codec;
 use crate::format::frame::{self, FrameKind, Header};
 use crate::format::msg::CopyState;
 use crate::format::op::{Entry, Op, Target, TxnBegin, TxnCommit};
+use crate::os::sys;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -64,6 +65,8 @@ pub struct Receiver {
     applying: Mutex<()>,
 }
 
+/// Left free beside what a resync needs, for tables and journal, bytes.
+const ROOM_KEPT_BYTES: u64 = 1 << 20;
 /// Log segments beyond which the tree is synced so that they can go, count.
 const SEGMENTS_KEPT: usize = 2;
 
@@ -144,9 +147,12 @@ impl Receiver {
         self.inner.lock().durable
     }
 
-    /// Everything up to here is in the tree.
+    /// Everything up to here is in the tree. Before a resync is rolled forward that is at most the common point: what
+    /// this replica has beyond it has the numbers of other entries.
     pub fn applied(&self) -> Seq {
-        self.replica.order().live.last_seq()
+        let g = self.inner.lock();
+        let last = self.replica.order().live.last_seq();
+        g.txns.front().map_or(last, |t| last.min(t.common))
     }
 
     /// What stopped the applying, if anything did.
@@ -205,7 +211,9 @@ impl Receiver {
             }
             Ok(())
         };
-        let r = parse().and_then(|()| self.replica.log.append(batch));
+        let r = parse()
+            .and_then(|()| self.room_to_roll_forward(&g, &before.1, base + batch.len() as u64))
+            .and_then(|()| self.replica.log.append(batch));
         if let Err(e) = r {
             (g.received, g.durable, g.preparing, g.txns) = before;
             g.pending.clear();
@@ -217,6 +225,28 @@ impl Receiver {
         self.adopt_epochs(&pending)?;
         self.changed.notify_all();
         Ok(got)
+    }
+
+    /// What a resync stages is written twice: to the log now and to the tree after its commit. Once committed it must
+    /// fit, or the tree would stay between two points until somebody made room (G2, G8); so it is refused before.
+    fn room_to_roll_forward(&self, g: &Inner, before: &VecDeque<Txn>, end: u64) -> Result<()> {
+        let Some(t) = g.txns.back() else { return Ok(()) };
+        let known = before.iter().any(|b| b.lsn == t.lsn && b.to.is_some());
+        if known || t.id == 0 {
+            return Ok(());
+        }
+        let need = end.saturating_sub(t.lsn) + end.saturating_sub(self.replica.log.end()) + ROOM_KEPT_BYTES;
+        for r in &self.replica.regions {
+            let s = sys::statfs(&**r.tree_fd())?;
+            let free = s.bavail.saturating_mul(s.frsize);
+            if free < need {
+                return Err(Error::os(libc::ENOSPC).context(format!(
+                    "{}: the resync needs {need} bytes at least, {free} are free",
+                    r.path.display()
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn adopt_epochs(&self, epochs: &[Epoch]) -> Result<()> {
@@ -289,6 +319,11 @@ impl Receiver {
     /// True after [`Receiver::stop`].
     pub fn stopped(&self) -> bool {
         self.inner.lock().stopped
+    }
+
+    /// Wakes who waits for news.
+    pub fn nudge(&self) {
+        self.changed.notify_all();
     }
 
     /// Waits for news (something accepted or applied), or until the time is up.

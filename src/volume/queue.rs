@@ -34,8 +34,20 @@ pub struct Tally {
     pub rename: bool,
 }
 
+/// Where the order was at a time: what remains of entries that were given up, for the lag of who still needs them.
+struct Stamp {
+    seq: Seq,
+    time: Time,
+    /// Bytes of all frames before it.
+    before: u64,
+}
+
+/// One a second, until there are this many; then every second one goes.
+const STAMPS_MAX: usize = 4096;
+
 struct Inner {
     items: VecDeque<Arc<Item>>,
+    stamps: Vec<Stamp>,
     bytes: u64,
     total: u64,
     head: Seq,
@@ -61,13 +73,14 @@ pub struct Queue {
 impl Queue {
     /// An empty queue after `head`, holding at most `limit` bytes of frames.
     pub fn new(head: Seq, limit: u64) -> Queue {
-        let inner = Inner { items: VecDeque::new(), bytes: 0, total: 0, head };
+        let inner = Inner { items: VecDeque::new(), stamps: Vec::new(), bytes: 0, total: 0, head };
         Queue { inner: Mutex::new(inner), pushed: Condvar::new(), limit }
     }
 
     /// Adds the next entry. Called inside the order.
     pub fn push(&self, seq: Seq, time: Time, frame: Vec<u8>, tally: Tally) {
         let mut g = self.inner.lock();
+        g.stamp(seq, time);
         g.total += frame.len() as u64;
         g.bytes += frame.len() as u64;
         g.head = seq;
@@ -140,20 +153,46 @@ impl Queue {
         (g.bytes, g.total)
     }
 
-    /// Bytes of the entries after `cursor`, as far as they are still here.
+    /// Bytes of the entries after `cursor`; about as many if they are not here any more.
     pub fn bytes_after(&self, cursor: Seq) -> u64 {
         let g = self.inner.lock();
         let first = g.items.front().map_or(0, |i| i.seq.0);
         match g.items.get((cursor.0 + 1).saturating_sub(first) as usize) {
+            _ if cursor.0 + 1 < first => g.total - g.stamp_after(cursor).map_or(g.total, |s| s.before),
             Some(i) => g.total - (i.total - i.frame.len() as u64),
             None => 0,
         }
     }
 
-    /// When the first entry after `cursor` was issued, if it is still known.
+    /// When the first entry after `cursor` was issued, to the second if it is not here any more.
     pub fn time_after(&self, cursor: Seq) -> Option<Time> {
         let g = self.inner.lock();
         let first = g.items.front()?.seq.0;
-        g.items.get((cursor.0 + 1).checked_sub(first)? as usize).map(|i| i.time)
+        match (cursor.0 + 1).checked_sub(first) {
+            Some(i) => g.items.get(i as usize).map(|i| i.time),
+            None => g.stamp_after(cursor).map(|s| s.time),
+        }
+    }
+}
+
+impl Inner {
+    fn stamp(&mut self, seq: Seq, time: Time) {
+        if self.stamps.last().is_some_and(|s| time.nanos_total() < s.time.nanos_total() + 1_000_000_000) {
+            return;
+        }
+        if self.stamps.len() >= STAMPS_MAX {
+            let mut n = 0;
+            self.stamps.retain(|_| {
+                n += 1;
+                n % 2 == 1
+            });
+        }
+        self.stamps.push(Stamp { seq, time, before: self.total });
+    }
+
+    /// The stamp nearest to the first entry after `cursor`.
+    fn stamp_after(&self, cursor: Seq) -> Option<&Stamp> {
+        let after = self.stamps.partition_point(|s| s.seq.0 <= cursor.0 + 1);
+        self.stamps.get(after.saturating_sub(1))
     }
 }
