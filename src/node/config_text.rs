@@ -128,7 +128,7 @@ fn peers(src: &Source<'_>, raw: &[RawPeer], node: &NodeConfig) -> Result<Vec<Pee
         }
         seen.add(&site, p.site.span())?;
         let addr = p.addr.as_ref().map(|a| src.addr("addr", a)).transpose()?;
-        if let Some(k) = p.key.as_ref().filter(|k| !k.get_ref().starts_with("kgm1:")) {
+        if let Some(k) = p.key.as_ref().filter(|k| k.get_ref().parse::<crate::net::PeerKey>().is_err()) {
             return Err(src.at(k, "key is no peer key; write kgm1:… as `kagami keygen` prints it at that site instead"));
         }
         out.push(PeerConfig { site, addr, key: p.key.as_ref().map(|k| k.get_ref().clone()) });

@@ -23,6 +23,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// How long a peer that closed the link is heard to its end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// Time-outs of a link, from the site file.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -297,10 +300,21 @@ impl Session {
     /// Sends a whole frame.
     pub(super) fn raw(&mut self, frame: &[u8]) -> Step<()> {
         if let Err(e) = self.w.send(frame) {
-            self.check()?;
-            return Err(e.into());
+            return self.broken(e);
         }
         Ok(())
+    }
+
+    /// Sending failed: what the peer said before it closed is the better reason.
+    fn broken<T>(&self, e: Error) -> Step<T> {
+        let until = Instant::now() + LAST_WORDS;
+        while self.alive.load(Ordering::SeqCst) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if self.suspended.lock().is_some() {
+            self.check()?;
+        }
+        Err(e.into())
     }
 
     /// Waits for the peer's next message of the resync, pinging meanwhile.
@@ -462,8 +476,7 @@ impl Session {
                     }
                     let frames: Vec<&[u8]> = items.iter().map(|i| i.frame.as_slice()).collect();
                     if let Err(e) = self.w.send_many(&frames) {
-                        self.check()?;
-                        return Err(e.into());
+                        return self.broken(e);
                     }
                     if let Some(last) = items.last() {
                         cursor = last.seq;

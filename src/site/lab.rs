@@ -462,7 +462,9 @@ impl Lab {
 
     fn unmount_all(&self) {
         let outside = self.record.mounts.iter().filter(|m| config_check::kagami_mounted_at(m)).cloned();
-        for m in config_check::mounts_below(&self.dir).into_iter().chain(outside) {
+        // Not other mounts: a replica may lie on a disk of its own.
+        let below = config_check::mounts_below(&self.dir).into_iter().filter(|m| config_check::kagami_mounted_at(m));
+        for m in below.chain(outside) {
             if let Err(e) = detach(&m) {
                 log::warn!("{e}");
             }

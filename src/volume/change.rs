@@ -69,6 +69,19 @@ impl<'a> Change<'a> {
         Ok((st, Some(st.perm())))
     }
 
+    /// After a call that failed and changed no content: it may have set the time, and taken setuid and setgid, before it
+    /// found the disk full. Nobody else is told of that, so it is taken back.
+    pub fn undo(&self, fd: &OwnedFd, before: &Stat) -> Result<()> {
+        let now = sys::fstat(fd)?;
+        if now.perm() != before.perm() {
+            sys::chmod_fd(fd, before.perm())?;
+        }
+        if now.mtime != before.mtime {
+            sys::utimensat(fd, b"", None, Some(before.mtime))?;
+        }
+        Ok(())
+    }
+
     /// Sends a mode that [`Change::strip`] found.
     pub fn commit_mode(&mut self, mode: Option<u32>) -> Result<()> {
         if mode.is_none() {

@@ -94,6 +94,7 @@ impl Volume {
         c.begin(mark)?;
         let (done, r) = sys::pwrite_all(&*fd, data, off);
         if done == 0 {
+            c.undo(&fd, &before)?;
             c.finish()?;
             return r.map(|()| Written { len: 0, allocated: false }).map_err(Error::from);
         }

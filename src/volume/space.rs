@@ -37,6 +37,8 @@ impl Volume {
             let st = sys::fstat(fd)?;
             if st.size != before.size {
                 c.commit(mark, &|t| Op::Truncate { at: file_name(t), size: st.size, mtime: Some(st.mtime) }, &[])?;
+            } else {
+                c.undo(fd, &before)?;
             }
             return Err(e.into());
         }
@@ -113,6 +115,7 @@ impl Volume {
         c.begin(mark)?;
         let (done, r) = sys::pwrite_all(dst, chunk.get(..n).unwrap_or_default(), to);
         if done == 0 {
+            c.undo(dst, &before)?;
             r?;
         }
         let (st, mode) = c.strip(dst, &before, Some(who))?;
