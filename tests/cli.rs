@@ -356,7 +356,7 @@ fn labs_refuse_what_is_no_lab() {
     }
     if Path::new("/dev/fuse").exists() {
         std::fs::write(d.path().join("thesis.tex"), "").unwrap();
-        ends(&lab(&["up", p]), 4, "is not empty");
+        ends(&lab(&["up", p]), 4, "give a new directory");
         ends(&kagami().args(["demo", "--dir", p]).output().unwrap(), 4, "is not empty");
     }
     assert!(lab(&["up", "/proc/none"]).status.code() != Some(0));
