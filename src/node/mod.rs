@@ -1,12 +1,15 @@
 //! The process of a site: its site file, control socket, groups and links.
 
+mod answers;
 mod commands;
+mod compare;
 pub mod config;
 pub mod config_check;
 mod config_source;
 mod config_text;
 pub mod control;
 mod copying;
+mod desk;
 mod first_copy;
 mod incoming;
 mod legs;
@@ -15,6 +18,7 @@ mod local;
 pub mod mounter;
 pub mod pairs;
 mod receiving;
+mod repair;
 mod resync;
 mod sender;
 mod serve;
@@ -23,6 +27,7 @@ mod source;
 pub mod status;
 mod switch;
 mod tell;
+mod verify;
 
 use crate::base::{At, Kind, Result};
 use crate::net::Identity;

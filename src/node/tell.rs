@@ -61,6 +61,8 @@ pub fn have(region: &Region, at: &Target, st: &Stat, xattrs: bool) -> Result<Hav
         target: Vec::new(),
         dir: if st.is_dir() { region.dir_by_ino(st.ino) } else { None },
         lid,
+        ino: st.ino,
+        nlink: st.nlink,
         xattrs: Vec::new(),
     };
     if st.is_symlink() {
