@@ -96,6 +96,8 @@ fn answer(receiver: &Receiver, m: Msg, say: Say) -> Result<()> {
     match m {
         Msg::Hold { id, .. } => {
             let ok = receiver.await_held(id, HOLD_PATIENCE);
+            // What is at the names now counts, not what is still open.
+            replica.regions.iter().for_each(|r| r.forget_all());
             say(&Msg::Held { id, ok })
         }
         Msg::Release { id } => {
@@ -111,8 +113,8 @@ fn answer(receiver: &Receiver, m: Msg, say: Say) -> Result<()> {
             Ok(())
         }
         Msg::ListAsk { id, vol, dirs } => {
-            let (there, gone): (Vec<_>, Vec<_>) =
-                dirs.into_iter().partition(|d| replica.region(vol).is_ok_and(|r| r.dirfd(*d).is_ok()));
+            let listable = |d: &DirId| matches!(replica.region(vol).map(|r| tell::names(r, *d)), Ok(Ok(Some(_))));
+            let (there, gone): (Vec<_>, Vec<_>) = dirs.into_iter().partition(listable);
             if !gone.is_empty() {
                 let lists = gone.into_iter().map(|d| (d, None)).collect();
                 say(&Msg::ListPart { id, lists, last: false })?;

@@ -151,6 +151,14 @@ pub fn names(region: &Region, dir: DirId) -> Result<Option<Vec<Vec<u8>>>> {
     };
     let Ok(open) = sys::openat(&*fd, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0) else { return Ok(None) };
     let (mut buf, mut list) = (vec![0u8; 64 << 10], Vec::new());
-    while sys::getdents(&open, &mut buf, &mut list)? {}
+    loop {
+        match sys::getdents(&open, &mut buf, &mut list) {
+            Ok(true) => {}
+            Ok(false) => break,
+            // Removed while it is open.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+    }
     Ok(Some(list.into_iter().map(|d| d.name).filter(|n| n != b"." && n != b"..").collect()))
 }

@@ -387,6 +387,12 @@ impl Receiver {
         m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
         m.live.set_txn(None);
         m.live.clear_intent();
+        for r in &self.replica.regions {
+            let n = r.drop_lost_dirs()?;
+            if n > 0 {
+                log::warn!("group {}: {n} directories were removed or replaced from outside", self.replica.group);
+            }
+        }
         g.txns.clear();
         g.fault = None;
         g.hold = None;
@@ -506,6 +512,8 @@ impl Receiver {
             return Err(Error::corrupt("entry log: unknown transaction"));
         };
         self.replica.set_between(true)?;
+        // A repair may be about files that were replaced from outside: kept descriptors would miss the new ones.
+        self.replica.regions.iter().for_each(|r| r.forget_all());
         let mut m = self.replica.order();
         m.journal.begin_jump(from, to)?;
         m.live.set_txn(Some((from, to)));
