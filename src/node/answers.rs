@@ -20,20 +20,27 @@ const HOLD_PATIENCE: Duration = Duration::from_secs(30);
 
 type Say<'a> = &'a dyn Fn(&Msg) -> Result<()>;
 
-/// Tells about objects. What cannot be looked at is told as missing: that is what a comparison is to find.
+/// Tells about objects.
 pub fn query(replica: &Replica, id: u64, asks: &[Ask], say: Say) -> Result<()> {
     let mut tolds = Vec::new();
     let mut size = 0;
     for a in asks {
         let t = tell::tell(replica, a)?;
-        size += 64 + t.blocks.iter().map(|b| b.len() * 17).sum::<usize>();
-        tolds.push(t);
-        if size > PART_BYTES {
-            size = 0;
-            say(&Msg::Answer { id, tolds: std::mem::take(&mut tolds) })?;
-        }
+        put(&mut tolds, &mut size, t, id, say)?;
     }
     if tolds.is_empty() { Ok(()) } else { say(&Msg::Answer { id, tolds }) }
+}
+
+/// Adds one answer to a part, and sends the part before it is too large for a message.
+fn put(tolds: &mut Vec<Told>, size: &mut usize, t: Told, id: u64, say: Say) -> Result<()> {
+    let attributes = t.have.iter().flat_map(|h| &h.xattrs).map(|(k, v)| k.len() + v.len() + 16).sum::<usize>();
+    *size += 128 + attributes + t.blocks.iter().map(|b| b.len() * 17).sum::<usize>();
+    tolds.push(t);
+    if *size > PART_BYTES {
+        *size = 0;
+        say(&Msg::Answer { id, tolds: std::mem::take(tolds) })?;
+    }
+    Ok(())
 }
 
 /// Lists directories.
@@ -106,11 +113,12 @@ fn answer(receiver: &Receiver, m: Msg, say: Say) -> Result<()> {
         }
         // What cannot be looked at is missing to a comparison, not a reason to end the link.
         Msg::Query { id, asks } => {
-            let tell = |a: &Ask| tell::tell(replica, a).unwrap_or(Told { have: None, blocks: Vec::new() });
-            for part in asks.chunks(16) {
-                say(&Msg::Answer { id, tolds: part.iter().map(tell).collect() })?;
+            let (mut tolds, mut size) = (Vec::new(), 0);
+            for a in &asks {
+                let t = tell::tell(replica, a).unwrap_or(Told { have: None, blocks: Vec::new() });
+                put(&mut tolds, &mut size, t, id, say)?;
             }
-            Ok(())
+            if tolds.is_empty() { Ok(()) } else { say(&Msg::Answer { id, tolds }) }
         }
         Msg::ListAsk { id, vol, dirs } => {
             let listable = |d: &DirId| matches!(replica.region(vol).map(|r| tell::names(r, *d)), Ok(Ok(Some(_))));

@@ -126,19 +126,18 @@ pub fn compare(group: &Arc<Group>, desk: &Arc<Desk>, peer: &str, tell: &dyn Fn(&
 
 impl Walk<'_> {
     fn run(&mut self) -> Result<()> {
+        let regions = &self.group.replica.regions;
+        let all = |r: &Region| -> Vec<DirId> {
+            let ids = r.ids.read();
+            std::iter::once(DirId::ROOT).chain(ids.dirs().map(|(id, _)| id)).collect()
+        };
+        // How much there is, for people, before anything stands still.
+        for r in regions {
+            self.total +=
+                all(r).iter().filter_map(|d| tell::names(r, *d).ok().flatten()).map(|n| n.len() as u64).sum::<u64>();
+        }
         self.open()?;
-        let mut dirs: Vec<(VolId, Vec<DirId>)> = Vec::new();
-        for r in &self.group.replica.regions {
-            let mut all = vec![DirId::ROOT];
-            all.extend(r.ids.read().dirs().map(|(id, _)| id));
-            dirs.push((r.vol, all));
-        }
-        for (vol, all) in &dirs {
-            let region = self.group.replica.region(*vol)?.clone();
-            for d in all {
-                self.total += tell::names(&region, *d).ok().flatten().map_or(0, |n| n.len() as u64);
-            }
-        }
+        let dirs: Vec<(VolId, Vec<DirId>)> = regions.iter().map(|r| (r.vol, all(r))).collect();
         for (vol, all) in &dirs {
             for chunk in all.chunks(LISTS) {
                 self.renew_if_due()?;

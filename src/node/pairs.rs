@@ -155,6 +155,11 @@ impl Pair {
         self.inner.lock().progress = p;
     }
 
+    /// See [`Pair::set_progress`].
+    pub fn progress(&self) -> Option<Progress> {
+        self.inner.lock().progress.clone()
+    }
+
     /// What the last resync did.
     pub fn set_last_resync(&self, r: ResyncStats) {
         self.inner.lock().last_resync = Some(r);

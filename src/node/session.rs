@@ -282,6 +282,9 @@ impl Session {
             return failed(fault_of(&why), Error::failed(why));
         }
         if !self.alive.load(Ordering::SeqCst) {
+            if self.pair.repair().is_some() {
+                return failed(Reason::LinkLost, Error::link("a repair was ordered; it begins with a new link"));
+            }
             return failed(Reason::LinkLost, Error::link(format!("the link to site {} broke", self.pair.peer)));
         }
         Ok(())

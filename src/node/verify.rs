@@ -102,7 +102,7 @@ fn one(
             break;
         }
         how.push(order(p, &desk, diffs));
-        desk = again(group, p, &desk)?;
+        desk = again(group, p, &desk, tell)?;
         last = Some(compare(&desk)?);
     }
     if let Some(l) = &last {
@@ -129,7 +129,7 @@ fn order(p: &Pair, desk: &Desk, diffs: &[Diff]) -> String {
 }
 
 /// Waits until the repair is done and the pair is in PAIR again.
-fn again(group: &Group, p: &Pair, old: &Arc<Desk>) -> Result<Arc<Desk>> {
+fn again(group: &Group, p: &Pair, old: &Arc<Desk>, tell: &dyn Fn(&Progress)) -> Result<Arc<Desk>> {
     let until = Instant::now() + REPAIR_PATIENCE;
     loop {
         if let (None, Ok(d)) = (p.repair(), desk(p))
@@ -148,7 +148,10 @@ fn again(group: &Group, p: &Pair, old: &Arc<Desk>) -> Result<Arc<Desk>> {
         if Instant::now() > until {
             return Err(Error::failed(format!("the repair of pair {} did not come to an end", p.name)));
         }
-        std::thread::sleep(Duration::from_millis(50));
+        let state = format!("repair of {}: {}", p.name, p.state().shown());
+        let now = p.progress().unwrap_or_default();
+        tell(&Progress { phase: state, ..now });
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
