@@ -12,6 +12,7 @@ mod copying;
 mod desk;
 mod first_copy;
 mod incoming;
+mod judge;
 mod legs;
 mod links;
 mod local;
