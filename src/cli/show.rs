@@ -108,8 +108,10 @@ pub fn verify(site: &Site, group: String, pair: Option<String>, repair: bool, js
     let report: VerifyReport = serde_json::from_value(v.clone())
         .map_err(|e| Error::failed(format!("the node's report is not understood ({e}); is it another version?")))?;
     let differ = report.pairs.iter().filter(|p| !p.differences.is_empty() && !p.repaired).count();
+    let skipped = report.pairs.iter().filter(|p| p.not_compared.is_some()).count();
     print(v, json);
     match differ {
+        0 if skipped > 0 => Err(Error::new(Kind::Degraded, format!("{skipped} pair(s) could not be compared"))),
         0 => Ok(()),
         n => Err(Error::new(Kind::Degraded, format!("{n} pair(s) differ; --repair makes the secondary equal"))),
     }

@@ -120,6 +120,10 @@ pub struct Have {
     pub dir: Option<DirId>,
     /// Link id of a file with several links.
     pub lid: Option<LinkId>,
+    /// Inode number there: the same for names of one file.
+    pub ino: u64,
+    /// Number of links.
+    pub nlink: u64,
     /// Extended attributes.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -194,6 +198,14 @@ pub enum Msg {
     WhyAsk { id: u64, vol: VolId, path: Vec<Vec<u8>> },
     /// Text for people.
     WhyTold { id: u64, text: String },
+    /// For a comparison: apply nothing after `at` until released; go on accepting. Sent before any entry after `at`.
+    Hold { id: u64, at: Seq },
+    /// The tree is exactly at the point (`ok`), or it cannot be held there.
+    Held { id: u64, ok: bool },
+    /// Go on applying.
+    Release { id: u64 },
+    /// `kept`: nothing after the point was applied before this.
+    Released { id: u64, kept: bool },
 }
 
 impl Msg {

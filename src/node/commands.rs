@@ -4,7 +4,7 @@ use super::Node;
 use super::control::{Commands, Request};
 use super::local::LocalGroup;
 use super::pairs::Pair;
-use super::status::{GroupStatus, Lag, MountStatus, STATUS_VERSION, Status};
+use super::status::{GroupStatus, Lag, MountStatus, Progress, STATUS_VERSION, Status};
 use crate::base::{Error, Result, Seq, VolId, time};
 use crate::pair::state::{Event, Mode, State};
 use crate::store::replica::Replica;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Commands for Node {
-    fn run(&self, req: Request, _progress: &dyn Fn(Value)) -> Result<Value> {
+    fn run(&self, req: Request, progress: &dyn Fn(Value)) -> Result<Value> {
         match req {
             Request::Status {} => serde_json::to_value(self.status()).map_err(|e| Error::failed(e.to_string())),
             Request::Mount { group, volume, dir } => {
@@ -49,7 +49,11 @@ impl Commands for Node {
                 self.stop.store(true, Ordering::SeqCst);
                 Ok(json!({}))
             }
-            Request::Verify { .. } => Err(Error::failed("verify is not available in this version")),
+            Request::Verify { group, pair, repair } => {
+                let tell = |p: &Progress| progress(serde_json::to_value(p).unwrap_or(Value::Null));
+                let report = super::verify::verify(self.group(&group)?, pair.as_deref(), repair, &tell)?;
+                serde_json::to_value(report).map_err(|e| Error::failed(e.to_string()))
+            }
             Request::LegAdd { group, regions } => {
                 let paths: Vec<std::path::PathBuf> = regions.iter().map(Into::into).collect();
                 Ok(json!({ "leg": self.group(&group)?.add_leg(&paths)? }))

@@ -270,7 +270,7 @@ fn rename(from: Name, to: Name) -> Op {
     Op::Rename { from, to, flags: 0, from_pmtime: Default::default(), to_pmtime: Default::default() }
 }
 
-fn same_kind(h: &Have, f: &super::source::Found) -> bool {
+pub(super) fn same_kind(h: &Have, f: &super::source::Found) -> bool {
     let s = f.stat();
     h.mode & libc::S_IFMT == s.mode & libc::S_IFMT
         && h.rdev == s.rdev

@@ -1,14 +1,18 @@
 //! The process of a site: its site file, control socket, groups and links.
 
+mod answers;
 mod commands;
+mod compare;
 pub mod config;
 pub mod config_check;
 mod config_source;
 mod config_text;
 pub mod control;
 mod copying;
+mod desk;
 mod first_copy;
 mod incoming;
+mod judge;
 mod legs;
 mod links;
 mod local;
@@ -16,6 +20,7 @@ mod meter;
 pub mod mounter;
 pub mod pairs;
 mod receiving;
+mod repair;
 mod resync;
 mod sender;
 mod serve;
@@ -24,6 +29,7 @@ mod source;
 pub mod status;
 mod switch;
 mod tell;
+mod verify;
 
 use crate::base::{At, Kind, Result};
 use crate::net::Identity;

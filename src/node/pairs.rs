@@ -1,11 +1,14 @@
 //! The pairs of a node: their states, persisted before anything is done because of them (CD-2, MS-2).
 
+use super::desk::Desk;
+use super::repair::Repair;
 use super::status::{Lag, PairStatus, Progress, ResyncStats};
 use crate::base::{Result, Site};
 use crate::pair::state::{self, Event, Mode, State};
 use crate::store::files;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"KGMPAIR\0";
 const VERSION: u32 = 1;
@@ -16,6 +19,8 @@ struct Inner {
     last_resync: Option<ResyncStats>,
     progress: Option<Progress>,
     link: bool,
+    desk: Option<Arc<Desk>>,
+    repair: Option<Repair>,
 }
 
 /// One pair that this site has an end of.
@@ -39,7 +44,8 @@ impl Pair {
         std::fs::create_dir_all(&dir)?;
         let path = dir.join(format!("{group}.{name}"));
         let state = files::load::<State>(&path, MAGIC, VERSION)?.unwrap_or(State::Smpl);
-        let inner = Inner { state, reason: None, last_resync: None, progress: None, link: false };
+        let inner =
+            Inner { state, reason: None, last_resync: None, progress: None, link: false, desk: None, repair: None };
         Ok(Pair {
             group: group.into(),
             name: name.into(),
@@ -52,7 +58,15 @@ impl Pair {
 
     /// The other end of a pair within one process: follows, persists nothing.
     pub fn shadow(of: &Pair) -> Pair {
-        let inner = Inner { state: of.state(), reason: None, last_resync: None, progress: None, link: false };
+        let inner = Inner {
+            state: of.state(),
+            reason: None,
+            last_resync: None,
+            progress: None,
+            link: false,
+            desk: None,
+            repair: None,
+        };
         let (group, name, peer) = (of.group.clone(), of.name.clone(), of.peer.clone());
         Pair { group, name, mode: of.mode, peer, path: None, inner: Mutex::new(inner) }
     }
@@ -111,6 +125,26 @@ impl Pair {
         self.inner.lock().reason = why;
     }
 
+    /// The link of a pair in PAIR, for questions beside the stream of entries.
+    pub fn set_desk(&self, d: Option<Arc<Desk>>) {
+        self.inner.lock().desk = d;
+    }
+
+    /// See [`Pair::set_desk`].
+    pub fn desk(&self) -> Option<Arc<Desk>> {
+        self.inner.lock().desk.clone()
+    }
+
+    /// Orders a repair (carried out when the pair's link comes up the next time), or says that it is done.
+    pub fn set_repair(&self, r: Option<Repair>) {
+        self.inner.lock().repair = r;
+    }
+
+    /// The repair ordered.
+    pub fn repair(&self) -> Option<Repair> {
+        self.inner.lock().repair.clone()
+    }
+
     /// The link is up or down.
     pub fn set_link(&self, up: bool) {
         self.inner.lock().link = up;
@@ -119,6 +153,11 @@ impl Pair {
     /// How far a copy is.
     pub fn set_progress(&self, p: Option<Progress>) {
         self.inner.lock().progress = p;
+    }
+
+    /// See [`Pair::set_progress`].
+    pub fn progress(&self) -> Option<Progress> {
+        self.inner.lock().progress.clone()
     }
 
     /// What the last resync did.

@@ -81,7 +81,10 @@ impl Session {
             &codec::encode(&TxnBegin { id, from, base: q, common: input_common })?,
             b"",
         ))?;
-        let r = self.carry_out(&plan, &watch).and_then(|()| self.finish_txn(id, q));
+        let r = self
+            .carry_out(&plan, &watch)
+            .and_then(|()| self.repair(&watch, &source, &target))
+            .and_then(|()| self.finish_txn(id, q));
         self.base = None;
         if r.is_err() {
             // If the link still stands, the target forgets what was staged at once.
@@ -245,7 +248,7 @@ impl Session {
             match self.group.queue.fetch(cursor, upto.min(reach), limits::BATCH_BYTES, limits::BATCH_ENTRIES) {
                 Fetch::Items(items) => {
                     let frames: Vec<&[u8]> = items.iter().map(|i| i.frame.as_slice()).collect();
-                    if let Err(e) = self.w.send_many(&frames) {
+                    if let Err(e) = self.w.lock().send_many(&frames) {
                         self.check()?;
                         return Err(e.into());
                     }

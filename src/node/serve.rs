@@ -1,9 +1,9 @@
 //! One link of an incoming pair, at the side that has the secondary region.
 
+use super::answers::{self, Answers};
 use super::copying;
 use super::incoming::{Admission, Incoming};
 use super::pairs::Pair;
-use super::tell;
 use crate::base::{Error, Kind, Result, Seq, VolId, limits};
 use crate::format::codec;
 use crate::format::frame::{self, FrameKind, Header};
@@ -53,6 +53,7 @@ pub struct Served {
     copying: bool,
     link_timeout: Duration,
     primary_head: Arc<AtomicU64>,
+    answers: Option<Answers>,
 }
 
 /// Reads the greeting of a fresh link. The caller finds the group and pair it names.
@@ -148,6 +149,7 @@ pub fn serve(
         copying: false,
         link_timeout,
         primary_head: Arc::new(AtomicU64::new(0)),
+        answers: None,
     };
     let r = s.run();
     s.finish();
@@ -167,6 +169,7 @@ impl Served {
     }
 
     fn finish(&mut self) {
+        self.receiver.release(None);
         if let Err(e) = self.receiver.end_session(self.session) {
             log::error!("group {}: forgetting the staged resync: {e}", self.group.group());
         }
@@ -282,8 +285,15 @@ impl Served {
             Msg::Ping { head, trim, in_pair } => self.ping(head, trim, in_pair),
             Msg::Prepare { id, first_copy, .. } => self.prepare(id, first_copy),
             Msg::JournalAsk { since, lids } => self.journal(since, lids),
-            Msg::Query { id, asks } => self.query(id, asks),
-            Msg::ListAsk { id, vol, dirs } => self.lists(id, vol, dirs),
+            Msg::Hold { id, at } => {
+                // At once, before an entry after the point is accepted; the rest is for the thread beside this one.
+                self.receiver.hold(id, at);
+                self.aside(Msg::Hold { id, at })
+            }
+            Msg::Release { .. } => self.aside(m),
+            Msg::Query { .. } | Msg::ListAsk { .. } if self.answers.is_some() => self.aside(m),
+            Msg::Query { id, asks } => answers::query(&self.receiver.replica, id, &asks, &|m| self.say(m)),
+            Msg::ListAsk { id, vol, dirs } => answers::lists(&self.receiver.replica, id, vol, dirs, &|m| self.say(m)),
             Msg::DirsAsk { id, vol } => self.dirs(id, vol),
             Msg::CopyDone { id, base, whole, epochs } if self.copying => {
                 copying::sweep(&self.receiver.replica)?;
@@ -294,6 +304,21 @@ impl Served {
             Msg::Abort { .. } => self.receiver.end_session(self.session),
             _ => Err(Error::corrupt("a message that does not belong here")),
         }
+    }
+
+    /// Leaves a question to a thread of its own, so that entries go on coming in.
+    fn aside(&mut self, m: Msg) -> Result<()> {
+        if self.answers.is_none() {
+            self.answers = Some(Answers::start(self.receiver.clone(), self.w.clone(), self.closer.clone())?);
+        }
+        let last = matches!(m, Msg::Release { .. });
+        if let Some(a) = &self.answers {
+            a.put(m)?;
+        }
+        if last {
+            self.answers = None;
+        }
+        Ok(())
     }
 
     fn ping(&mut self, head: Seq, trim: Seq, in_pair: bool) -> Result<()> {
@@ -356,47 +381,6 @@ impl Served {
         }
         let links = links.into_iter().map(|((v, l), n)| (v, l, n)).collect();
         self.say(&Msg::JournalPart { recs: part, links, last: true })
-    }
-
-    fn query(&mut self, id: u64, asks: Vec<crate::format::msg::Ask>) -> Result<()> {
-        let mut tolds = Vec::new();
-        let mut size = 0;
-        for a in &asks {
-            let t = tell::tell(&self.receiver.replica, a)?;
-            size += 64 + t.blocks.iter().map(|b| b.len() * 17).sum::<usize>();
-            tolds.push(t);
-            if size > PART_BYTES {
-                size = 0;
-                self.say(&Msg::Answer { id, tolds: std::mem::take(&mut tolds) })?;
-            }
-        }
-        if tolds.is_empty() {
-            return Ok(());
-        }
-        self.say(&Msg::Answer { id, tolds })
-    }
-
-    fn lists(&mut self, id: u64, vol: VolId, dirs: Vec<crate::base::DirId>) -> Result<()> {
-        const NAMES: usize = 2000;
-        let mut lists = Vec::new();
-        let mut n = 0;
-        for d in dirs {
-            match tell::list(&self.receiver.replica, vol, d)? {
-                None => lists.push((d, None)),
-                Some(l) if l.is_empty() => lists.push((d, Some(l))),
-                Some(l) => {
-                    for part in l.chunks(NAMES) {
-                        n += part.len();
-                        lists.push((d, Some(part.to_vec())));
-                        if n >= NAMES {
-                            n = 0;
-                            self.say(&Msg::ListPart { id, lists: std::mem::take(&mut lists), last: false })?;
-                        }
-                    }
-                }
-            }
-        }
-        self.say(&Msg::ListPart { id, lists, last: true })
     }
 
     fn dirs(&mut self, id: u64, vol: VolId) -> Result<()> {

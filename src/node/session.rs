@@ -6,7 +6,9 @@
 //!                      └─▶ first copy / repair (walk everything)
 //! ```
 
+use super::desk::Desk;
 use super::pairs::Pair;
+use super::repair::Repair;
 use super::status::ResyncStats;
 use crate::base::{At, Error, Kind, Result, Seq, limits};
 use crate::format::frame::FrameKind;
@@ -18,6 +20,7 @@ use crate::store::replica::Replica;
 use crate::volume::group::Group;
 use crate::volume::queue::{Fetch, Item};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,7 +55,8 @@ pub struct Session {
     pub(super) pair: Arc<Pair>,
     pub(super) index: usize,
     pub(super) timing: Timing,
-    pub(super) w: FrameWriter,
+    pub(super) w: Arc<Mutex<FrameWriter>>,
+    desk: Arc<Desk>,
     pub(super) rx: Receiver<Msg>,
     pub(super) welcome: Welcome,
     pub(super) stats: ResyncStats,
@@ -61,7 +65,7 @@ pub struct Session {
     pub(super) base: Option<Seq>,
     alive: Arc<AtomicBool>,
     counting: Arc<AtomicBool>,
-    suspended: Arc<parking_lot::Mutex<Option<String>>>,
+    suspended: Arc<Mutex<Option<String>>>,
     stop: Arc<AtomicBool>,
     closer: Closer,
     last_ping: Instant,
@@ -160,13 +164,16 @@ pub fn open(o: Opening, link: Link) -> Step<std::result::Result<Session, End>> {
     };
     let (tx, rx) = unbounded();
     let alive = Arc::new(AtomicBool::new(true));
-    let suspended = Arc::new(parking_lot::Mutex::new(None));
+    let suspended = Arc::new(Mutex::new(None));
     let counting = Arc::new(AtomicBool::new(false));
     // What an earlier session counted may be of another history.
     o.group.update(o.index, |p| (p.received, p.durable, p.applied) = (Seq(0), Seq(0), Seq(0)));
+    let w = Arc::new(Mutex::new(w));
+    let desk = Arc::new(Desk::new(w.clone(), alive.clone(), closer.clone()));
     let reader = Reader {
         r,
         tx,
+        desk: desk.clone(),
         group: o.group.clone(),
         index: o.index,
         alive: alive.clone(),
@@ -185,6 +192,7 @@ pub fn open(o: Opening, link: Link) -> Step<std::result::Result<Session, End>> {
         index: o.index,
         timing: o.timing,
         w,
+        desk,
         rx,
         welcome,
         stats: ResyncStats::default(),
@@ -203,13 +211,14 @@ pub fn open(o: Opening, link: Link) -> Step<std::result::Result<Session, End>> {
 struct Reader {
     r: FrameReader,
     tx: Sender<Msg>,
+    desk: Arc<Desk>,
     group: Arc<Group>,
     index: usize,
     alive: Arc<AtomicBool>,
     /// Acknowledgements count: from the choice to catch up on, or from the peer's word that it is ready for a resync, after
     /// which it acknowledges nothing before the commit. Those from before may be of another history.
     counting: Arc<AtomicBool>,
-    suspended: Arc<parking_lot::Mutex<Option<String>>>,
+    suspended: Arc<Mutex<Option<String>>>,
     closer: Closer,
     link_timeout: Duration,
 }
@@ -250,6 +259,7 @@ impl Reader {
                     if matches!(m, Msg::Ready { .. }) {
                         self.counting.store(true, Ordering::SeqCst);
                     }
+                    let Some(m) = self.desk.pass(m) else { continue };
                     if self.tx.send(m).is_err() {
                         return Ok(());
                     }
@@ -261,6 +271,7 @@ impl Reader {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.pair.set_desk(None);
         self.closer.close();
     }
 }
@@ -282,6 +293,9 @@ impl Session {
             return failed(reason, Error::failed(why));
         }
         if !self.alive.load(Ordering::SeqCst) {
+            if self.pair.repair().is_some() {
+                return failed(Reason::LinkLost, Error::link("a repair was ordered; it begins with a new link"));
+            }
             return failed(Reason::LinkLost, Error::link(format!("the link to site {} broke", self.pair.peer)));
         }
         Ok(())
@@ -299,7 +313,7 @@ impl Session {
 
     /// Sends a whole frame.
     pub(super) fn raw(&mut self, frame: &[u8]) -> Step<()> {
-        if let Err(e) = self.w.send(frame) {
+        if let Err(e) = self.w.lock().send(frame) {
             return self.broken(e);
         }
         Ok(())
@@ -398,7 +412,14 @@ impl Session {
         let Some(common) = chain.common(head, &theirs, self.welcome.head) else {
             return self.first_copy("the peer's history has nothing in common with ours");
         };
-        let caught_up = self.welcome.exact
+        let repair = self.pair.repair();
+        if let Some(Repair::Everything) = repair {
+            let r = self.first_copy("repair of what a comparison found")?;
+            self.pair.set_repair(None);
+            return Ok(r);
+        }
+        let caught_up = repair.is_none()
+            && self.welcome.exact
             && common == self.welcome.head
             && self.group.queue.reaches(common)
             && !Replica::crashed_since(&self.group.replica.order(), common);
@@ -417,7 +438,11 @@ impl Session {
         if !matches!(self.pair.state(), State::CopyResync) {
             self.enter_copy(false, "resync by the journals")?;
         }
-        self.resync(common)
+        let r = self.resync(common)?;
+        if repair.is_some() {
+            self.pair.set_repair(None);
+        }
+        Ok(r)
     }
 
     /// Moves the pair's state to copying, from whatever it is in.
@@ -475,7 +500,7 @@ impl Session {
                         self.tally(&items);
                     }
                     let frames: Vec<&[u8]> = items.iter().map(|i| i.frame.as_slice()).collect();
-                    if let Err(e) = self.w.send_many(&frames) {
+                    if let Err(e) = self.w.lock().send_many(&frames) {
                         return self.broken(e);
                     }
                     if let Some(last) = items.last() {
@@ -538,6 +563,7 @@ impl Session {
     fn now_paired(&mut self) -> Step<bool> {
         let (head, trim) = (self.group.head(), self.group.trim());
         self.say(&Msg::Ping { head, trim, in_pair: true })?;
+        self.pair.set_desk(Some(self.desk.clone()));
         Ok(true)
     }
 

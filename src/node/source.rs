@@ -88,6 +88,27 @@ impl Found {
         &self.stat
     }
 
+    /// Its content, if it is a regular file.
+    pub fn content(&self) -> Option<&OwnedFd> {
+        self.fd.as_ref()
+    }
+
+    /// Its state now, as a receiver would tell it.
+    pub fn have(&self) -> Result<Have> {
+        let (dir, name) = self.region.reach(&self.at)?;
+        let st = match (&self.fd, name.is_empty()) {
+            (Some(fd), _) => sys::fstat(fd)?,
+            (None, true) => sys::fstat(&*dir)?,
+            (None, false) => sys::statat(&*dir, name)?,
+        };
+        let mut h = tell::have(&self.region, &self.at, &st, false)?;
+        h.xattrs = match &self.fd {
+            Some(fd) => tell::all_xattrs(fd, b"")?,
+            None => tell::all_xattrs(&dir, name)?,
+        };
+        Ok(h)
+    }
+
     /// What it is.
     pub fn kind(&self) -> Result<NodeKind> {
         Ok(match self.stat.mode & libc::S_IFMT {

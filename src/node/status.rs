@@ -155,6 +155,9 @@ pub struct ResyncStats {
 pub struct VerifyReport {
     /// One for each pair that was compared.
     pub pairs: Vec<VerifyPair>,
+    /// With two secondaries and more: for each object that differs, which replica is the odd one.
+    #[serde(default)]
+    pub odd_one_out: Vec<Difference>,
 }
 
 /// What was compared of a pair.
@@ -170,6 +173,30 @@ pub struct VerifyPair {
     pub differences: Vec<Difference>,
     /// All differences were repaired; otherwise `kagami verify` ends with exit code 5 when there are any.
     pub repaired: bool,
+    /// The site of the secondary.
+    #[serde(default)]
+    pub site: String,
+    /// How long the comparison took, seconds.
+    #[serde(default)]
+    pub seconds: f64,
+    /// Number of differences, also of those beyond what `differences` lists.
+    #[serde(default)]
+    pub difference_count: u64,
+    /// Objects that were changed every time they were looked at: not judged, and no differences.
+    #[serde(default)]
+    pub changing: Vec<Difference>,
+    /// Their number.
+    #[serde(default)]
+    pub changing_count: u64,
+    /// How it was repaired, if it was.
+    #[serde(default)]
+    pub repair: Option<String>,
+    /// What differs after the repair.
+    #[serde(default)]
+    pub left: Vec<Difference>,
+    /// Why the pair was not compared, if it was not.
+    #[serde(default)]
+    pub not_compared: Option<String>,
 }
 
 /// One place where replicas differ.

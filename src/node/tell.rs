@@ -69,6 +69,8 @@ pub fn have(region: &Region, at: &Target, st: &Stat, xattrs: bool) -> Result<Hav
         target: Vec::new(),
         dir: if st.is_dir() { region.dir_by_ino(st.ino) } else { None },
         lid,
+        ino: st.ino,
+        nlink: st.nlink,
         xattrs: Vec::new(),
     };
     if st.is_symlink() {
@@ -157,6 +159,14 @@ pub fn names(region: &Region, dir: DirId) -> Result<Option<Vec<Vec<u8>>>> {
     };
     let Ok(open) = sys::openat(&*fd, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0) else { return Ok(None) };
     let (mut buf, mut list) = (vec![0u8; 64 << 10], Vec::new());
-    while sys::getdents(&open, &mut buf, &mut list)? {}
+    loop {
+        match sys::getdents(&open, &mut buf, &mut list) {
+            Ok(true) => {}
+            Ok(false) => break,
+            // Removed while it is open.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+    }
     Ok(Some(list.into_iter().map(|d| d.name).filter(|n| n != b"." && n != b"..").collect()))
 }

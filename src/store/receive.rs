@@ -45,6 +45,15 @@ struct Inner {
     session: u64,
     /// A resync or first copy was announced and is not committed: what was received before it counts for nothing.
     preparing: bool,
+    hold: Option<Hold>,
+}
+
+/// Applying stops at a point, for a comparison.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    id: u64,
+    at: Seq,
+    until: Instant,
 }
 
 /// What [`Receiver::accept`] took in.
@@ -69,6 +78,10 @@ pub struct Receiver {
 const ROOM_KEPT_BYTES: u64 = 1 << 20;
 /// Log segments beyond which the tree is synced so that they can go, count.
 const SEGMENTS_KEPT: usize = 2;
+/// Applying is held for a comparison no longer than this, whatever the primary says.
+const HOLD_MAX: Duration = Duration::from_secs(60);
+/// Nor while more than this waits to be applied, bytes: far below where the sender would have to be slowed down.
+const HOLD_BYTES_MAX: u64 = 2 * limits::LOG_SEGMENT_BYTES;
 
 impl Receiver {
     /// Over an open replica; reads what the log holds beyond the tree, and forgets a staged resync without its commit.
@@ -90,6 +103,7 @@ impl Receiver {
             fsync: false,
             session: 0,
             preparing: false,
+            hold: None,
         };
         if let Some((from, to)) = in_txn {
             inner.txns.push_back(Txn { lsn: applied_lsn, id: 0, common: from, to: Some(to), cursor: to });
@@ -212,7 +226,7 @@ impl Receiver {
             Ok(())
         };
         let r = parse()
-            .and_then(|()| self.room_to_roll_forward(&g, &before.1, base + batch.len() as u64))
+            .and_then(|()| self.room_to_roll_forward(&g, &before.3, base + batch.len() as u64))
             .and_then(|()| self.replica.log.append(batch));
         if let Err(e) = r {
             (g.received, g.durable, g.preparing, g.txns) = before;
@@ -297,6 +311,8 @@ impl Receiver {
     pub fn drain(&self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         let mut g = self.inner.lock();
+        g.hold = None;
+        self.changed.notify_all();
         while self.replica.order().live.applied_lsn() < g.limit(self.replica.log.end()) {
             if g.fault.is_some() || g.stopped || Instant::now() > until {
                 return false;
@@ -332,10 +348,59 @@ impl Receiver {
         self.changed.wait_for(&mut g, timeout);
     }
 
-    /// True when nothing waits to be applied.
+    /// True when nothing waits to be applied, or applying is held.
     pub fn idle(&self) -> bool {
         let g = self.inner.lock();
-        self.replica.order().live.applied_lsn() >= g.limit(self.replica.log.end())
+        let m = self.replica.order();
+        m.live.applied_lsn() >= g.limit(self.replica.log.end()) || g.hold.is_some_and(|h| m.live.last_seq() >= h.at)
+    }
+
+    /// Applies nothing after `at` from now on, for a comparison; ends by itself when it lasts too long or too much waits.
+    /// Accepting goes on. To be called before any entry after `at` is accepted.
+    pub fn hold(&self, id: u64, at: Seq) {
+        self.inner.lock().hold = Some(Hold { id, at, until: Instant::now() + HOLD_MAX });
+        self.changed.notify_all();
+    }
+
+    /// Waits until the tree is exactly at the point of the hold; false when it is not, or not in time.
+    pub fn await_held(&self, id: u64, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let mut g = self.inner.lock();
+        loop {
+            let Some(h) = g.hold.filter(|h| h.id == id) else { return false };
+            let (last, txn) = {
+                let m = self.replica.order();
+                (m.live.last_seq(), m.live.txn().is_some())
+            };
+            if last >= h.at && !txn {
+                return last == h.at;
+            }
+            if g.fault.is_some() || g.stopped || Instant::now() > until {
+                return false;
+            }
+            self.changed.wait_for(&mut g, Duration::from_millis(50));
+        }
+    }
+
+    /// Ends a hold (`None`: whichever there is); true when it lasted until now.
+    pub fn release(&self, id: Option<u64>) -> bool {
+        let mut g = self.inner.lock();
+        let kept = g.hold.take_if(|h| id.is_none_or(|id| id == h.id)).is_some();
+        self.changed.notify_all();
+        kept
+    }
+
+    fn holding(&self, g: &mut Inner) -> bool {
+        let Some(h) = g.hold else { return false };
+        let (last, lsn) = {
+            let m = self.replica.order();
+            (m.live.last_seq(), m.live.applied_lsn())
+        };
+        let over = Instant::now() > h.until || self.replica.log.end().saturating_sub(lsn) > HOLD_BYTES_MAX;
+        if last >= h.at && over {
+            g.hold = None;
+        }
+        last >= h.at && !over
     }
 
     /// Stops accepting and applying, for good (takeover, shutdown).
@@ -357,8 +422,15 @@ impl Receiver {
         m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
         m.live.set_txn(None);
         m.live.clear_intent();
+        for r in &self.replica.regions {
+            let n = r.drop_lost_dirs()?;
+            if n > 0 {
+                log::warn!("group {}: {n} directories were removed or replaced from outside", self.replica.group);
+            }
+        }
         g.txns.clear();
         g.fault = None;
+        g.hold = None;
         Ok(())
     }
 
@@ -409,6 +481,10 @@ impl Receiver {
             }
             if g.fault.is_some() || !ready(&g) {
                 return true;
+            }
+            if self.holding(&mut g) {
+                self.changed.wait_for(&mut g, patience.min(Duration::from_millis(100)));
+                return !g.stopped;
             }
         }
         let applying = self.applying.lock();
@@ -471,6 +547,8 @@ impl Receiver {
             return Err(Error::corrupt("entry log: unknown transaction"));
         };
         self.replica.set_between(true)?;
+        // A repair may be about files that were replaced from outside: kept descriptors would miss the new ones.
+        self.replica.regions.iter().for_each(|r| r.forget_all());
         let mut m = self.replica.order();
         m.journal.begin_jump(from, to)?;
         m.live.set_txn(Some((from, to)));

@@ -9,7 +9,7 @@
 
 use super::files;
 use super::idtable::IdTable;
-use crate::base::{At, DirId, Error, LinkId, Name, Result, VolId};
+use crate::base::{At, DirId, Error, Kind, LinkId, Name, Result, VolId};
 use crate::os::sys::{self, Stat};
 use crate::pair::change::What;
 use bincode::{Decode, Encode};
@@ -246,6 +246,30 @@ impl Region {
 
     pub(super) fn forget_dirfd(&self, id: DirId) {
         self.dirs.lock().pop(&id);
+    }
+
+    /// Closes all kept descriptors: what is at the names now is looked up again.
+    pub fn forget_all(&self) {
+        self.dirs.lock().clear();
+        self.forget_files();
+    }
+
+    /// Forgets directories that are not at their places any more (removed or replaced from outside), so that a copy
+    /// makes them anew. Returns their number.
+    pub fn drop_lost_dirs(&self) -> Result<u64> {
+        self.forget_all();
+        let all: Vec<DirId> = self.ids.read().dirs().map(|(id, _)| id).collect();
+        let mut n = 0;
+        for id in all {
+            match self.dirfd(id) {
+                Err(e) if e.kind == Kind::Corrupt || matches!(e.errno, libc::ENOENT | libc::ENOTDIR) => {
+                    self.ids.write().drop_dir(id)?;
+                    n += 1;
+                }
+                r => drop(r?),
+            }
+        }
+        Ok(n)
     }
 
     /// What a name refers to now: its stat and identity; `None` when it is free.

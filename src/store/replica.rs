@@ -342,6 +342,13 @@ impl Replica {
         if matches!(mark, Mark::Data { to, .. } if to != u64::MAX) {
             m.journal.reserve(RECORDS_BYTES + LAST_ROOM_BYTES)?;
         }
+        m.watches.retain(|w| match w.upgrade() {
+            Some(w) => {
+                w.lock().mark(vol, at, what);
+                true
+            }
+            None => false,
+        });
         match (mark, at) {
             (Mark::Data { from, to }, Target::File(n)) => m.journal.data(seq, vol, n, what, from, to),
             _ => m.journal.attr(seq, vol, at, what),

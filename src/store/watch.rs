@@ -4,9 +4,10 @@
 //! which the target applies afterwards, bring both together. So the copy must know, for a name at Q, where that object
 //! is now, and for a listing read later, what it was at Q.
 
-use crate::base::{DirId, Name, VolId};
-use crate::pair::change::NsChange;
-use std::collections::HashMap;
+use crate::base::{DirId, LinkId, Name, VolId};
+use crate::format::op::Target;
+use crate::pair::change::{NsChange, What};
+use std::collections::{HashMap, HashSet};
 
 type Key = (VolId, Name);
 
@@ -21,11 +22,56 @@ pub struct Watch {
     origin: HashMap<Key, Option<Name>>,
     /// Name at Q → present names.
     now: HashMap<Key, Vec<Name>>,
+    /// Follow changes of content and attributes as well.
+    follows_marks: bool,
+    /// Objects whose content or attributes changed, by the name they had then.
+    marked: HashSet<(VolId, Target)>,
+    /// Files with several links of which anything changed.
+    links: HashSet<(VolId, LinkId)>,
 }
 
 impl Watch {
+    /// Follows changes of content and attributes too, from now on (a comparison must know what it cannot judge).
+    pub fn follow_marks(&mut self) {
+        self.follows_marks = true;
+    }
+
+    /// Content or attributes of an object change, or have changed.
+    pub fn mark(&mut self, vol: VolId, at: &Target, what: What) {
+        if self.follows_marks {
+            self.marked.insert((vol, at.clone()));
+            self.note_link(vol, what);
+        }
+    }
+
+    fn note_link(&mut self, vol: VolId, what: What) {
+        if let What::Linked(l) = what {
+            self.links.insert((vol, l));
+        }
+    }
+
+    /// True when the object that had this name at Q may have changed since in any way: names, content or attributes.
+    pub fn changed(&self, vol: VolId, at_q: &Target, lid: Option<LinkId>) -> bool {
+        lid.is_some_and(|l| self.links.contains(&(vol, l)))
+            || self.marked.contains(&(vol, at_q.clone()))
+            || match at_q {
+                Target::File(n) => !self.untouched(vol, n),
+                // Every change of a directory's names sets its time.
+                Target::Dir(d) => self.by_dir.contains_key(&(vol, *d)),
+            }
+    }
+
     /// Follows one change.
     pub fn note(&mut self, vol: VolId, c: &NsChange) {
+        match c {
+            NsChange::Link { lid, .. } => self.note_link(vol, What::Linked(*lid)),
+            NsChange::Unlink { what, .. } => self.note_link(vol, *what),
+            NsChange::Rename { moved, over, .. } => {
+                self.note_link(vol, *moved);
+                self.note_link(vol, over.unwrap_or(What::File));
+            }
+            _ => {}
+        }
         match c {
             NsChange::Create { at } | NsChange::Mkdir { at, .. } => {
                 self.touch(vol, at, false);
@@ -112,13 +158,28 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pair::change::What;
 
     fn n(s: &str) -> Name {
         Name::new(DirId::ROOT, s)
     }
     fn mv(a: &str, b: &str, over: bool, exchange: bool) -> NsChange {
         NsChange::Rename { from: n(a), to: n(b), moved: What::File, over: over.then_some(What::File), exchange }
+    }
+
+    #[test]
+    fn knows_what_changed_since_the_point() {
+        let v = VolId(0);
+        let mut w = Watch::default();
+        w.follow_marks();
+        w.mark(v, &Target::File(n("a")), What::File);
+        w.mark(v, &Target::File(n("l1")), What::Linked(LinkId(7)));
+        w.note(v, &NsChange::Create { at: n("new") });
+        for (name, lid, changed) in
+            [("a", None, true), ("b", None, false), ("l2", Some(LinkId(7)), true), ("new", None, true)]
+        {
+            assert_eq!(w.changed(v, &Target::File(n(name)), lid), changed, "{name}");
+        }
+        assert!(w.changed(v, &Target::Dir(DirId::ROOT), None) && !w.changed(v, &Target::Dir(DirId(99)), None));
     }
 
     #[test]
