@@ -367,7 +367,7 @@ fn pair_state() {
 fn invite_token() {
     const TEXT: &str = "kgminvite1-aeawcaisorrxaorrgi3s4mbogaxdcorxgmydc2dp3ncjcvvdxhrbgl3frgya2xulyuzpwts2dchuzu7b42wqubmw7fgtce4x5icga5foujwn7knul7xst3m46f3hhces2x63nswmnivc4zvh7y";
     let t: Token = TEXT.parse().unwrap();
-    assert_eq!((t.site.as_str(), t.addrs[0].to_string().as_str()), ("a", "127.0.0.1:7301"));
+    assert_eq!((t.site.as_str(), t.addrs[0].to_string().as_str()), ("a", "tcp:127.0.0.1:7301"));
     assert_eq!(t.encode().unwrap(), TEXT);
 }
 
