@@ -224,7 +224,7 @@ impl Walk<'_> {
             _ => return Err(Error::corrupt("unexpected answer to the end of a point")),
         };
         // A change under way may have reached our tree and not yet the watch.
-        let quiet = self.group.quiesce(Duration::from_secs(5));
+        let quiet = self.group.quiesce(Duration::from_secs(5)).is_ok();
         self.steady = kept && quiet;
         let watch = p.src.watch.lock();
         for d in std::mem::take(&mut self.candidates) {

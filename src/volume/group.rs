@@ -368,22 +368,6 @@ impl Group {
         }
     }
 
-    /// Waits until every change of content that is under way now has its place in the order. False when the time is up.
-    pub fn quiesce(&self, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
-        let now: Vec<(ThreadId, Seq)> = self.in_flight.lock().iter().map(|(t, s)| (*t, *s)).collect();
-        while {
-            let f = self.in_flight.lock();
-            now.iter().any(|(t, s)| f.get(t) == Some(s))
-        } {
-            if Instant::now() > until {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        true
-    }
-
     /// Why the local tree cannot be trusted any more, if so.
     pub fn fault(&self) -> Option<String> {
         self.fault.lock().clone()
