@@ -414,9 +414,7 @@ impl Session {
         };
         let repair = self.pair.repair();
         if let Some(Repair::Everything) = repair {
-            let r = self.first_copy("repair of what a comparison found")?;
-            self.pair.set_repair(None);
-            return Ok(r);
+            return self.first_copy("repair of what a comparison found");
         }
         let caught_up = repair.is_none()
             && self.welcome.exact
@@ -438,11 +436,7 @@ impl Session {
         if !matches!(self.pair.state(), State::CopyResync) {
             self.enter_copy(false, "resync by the journals")?;
         }
-        let r = self.resync(common)?;
-        if repair.is_some() {
-            self.pair.set_repair(None);
-        }
-        Ok(r)
+        self.resync(common)
     }
 
     /// Moves the pair's state to copying, from whatever it is in.
@@ -563,6 +557,8 @@ impl Session {
     fn now_paired(&mut self) -> Step<bool> {
         let (head, trim) = (self.group.head(), self.group.trim());
         self.say(&Msg::Ping { head, trim, in_pair: true })?;
+        // Whichever way was gone, the repair that was ordered before this session is done.
+        self.pair.set_repair(None);
         self.pair.set_desk(Some(self.desk.clone()));
         Ok(true)
     }
