@@ -62,6 +62,8 @@ fn have() -> Have {
         size: 3,
         mtime: time(),
         rdev: 4,
+        ino: 5,
+        nlink: 6,
         target: b"there".to_vec(),
         dir: Some(DirId(77)),
         lid: Some(LinkId(88)),
