@@ -56,6 +56,8 @@ pub struct Journal {
     marked: HashMap<(VolId, Target), Marked>,
     opened: Instant,
     dirty: bool,
+    /// The present interval holds records.
+    used: bool,
     limit_bytes: u64,
     last_ns: Seq,
     room: Room,
@@ -97,6 +99,7 @@ impl Journal {
             marked: HashMap::new(),
             opened: Instant::now(),
             dirty: true,
+            used: false,
             limit_bytes,
             last_ns,
             room: Room::default(),
@@ -137,6 +140,7 @@ impl Journal {
         }
         i.bytes += out.len() as u64;
         self.dirty = true;
+        self.used = true;
         Ok(())
     }
 
@@ -187,9 +191,8 @@ impl Journal {
     pub fn wants_rotation(&self) -> bool {
         let n = self.intervals.len();
         let Some(cur) = self.intervals.last() else { return true };
-        let empty = cur.bytes <= 64;
         let stretch = (n / INTERVALS_SOFT).max(1) as u32;
-        !empty
+        self.used
             && (cur.bytes > limits::JOURNAL_INTERVAL_BYTES
                 || self.opened.elapsed() > limits::JOURNAL_INTERVAL * stretch)
     }
@@ -198,7 +201,7 @@ impl Journal {
     /// oldest intervals; returns true when that happened (peers older than [`Journal::begins_after`] need a verify).
     pub fn rotate(&mut self, last: Seq) -> Result<bool> {
         if let Some(cur) = self.intervals.last()
-            && cur.bytes <= 64
+            && !self.used
             && cur.head.jump.is_none()
             && cur.head.after <= last
             && self.marked.is_empty()
@@ -306,6 +309,7 @@ impl Journal {
         self.file = file;
         self.room = room;
         self.dirty = true;
+        self.used = false;
         self.marked.clear();
         self.opened = Instant::now();
         Ok(())
@@ -383,6 +387,25 @@ mod tests {
         j.trim(Seq(102)).unwrap();
         assert_eq!(j.begins_after(), Seq(102));
         assert!(j.since(Seq(101)).is_err());
+    }
+
+    #[test]
+    fn a_mark_that_a_crash_left_without_an_entry_is_found_from_the_last_position() {
+        let d = tempfile::tempdir().unwrap();
+        let mut j = Journal::open(d.path(), Seq(0), 1 << 30).unwrap();
+        j.names(Seq(5), VolId(0), NsChange::Create { at: n("a") }).unwrap();
+        j.rotate(Seq(5)).unwrap();
+        // Entry 6 was to follow.
+        j.data(Seq(6), VolId(0), &n("a"), What::File, 0, 10).unwrap();
+        drop(j);
+        let mut j = Journal::open(d.path(), Seq(5), 1 << 30).unwrap();
+        assert_eq!(j.since(Seq(5)).unwrap().len(), 1);
+        // In the middle of an interval it is found from the position before.
+        j.names(Seq(6), VolId(0), NsChange::Create { at: n("b") }).unwrap();
+        j.data(Seq(7), VolId(0), &n("b"), What::File, 0, 10).unwrap();
+        drop(j);
+        let j = Journal::open(d.path(), Seq(6), 1 << 30).unwrap();
+        assert_eq!((j.since(Seq(6)).unwrap().len(), j.since(Seq(5)).unwrap().len()), (0, 3));
     }
 
     #[test]

@@ -755,3 +755,7 @@ fn mark_of(op: &Op, data_len: u64) -> Option<(Target, Mark)> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+#[path = "receive_tests.rs"]
+mod tests;

@@ -83,6 +83,12 @@ pub enum Mark {
     Attr,
 }
 
+/// A change that begins after this position has its mark in the interval of that time, which a position of the same number
+/// may have ended since: read from the one before, the interval is found.
+pub fn before(s: Seq) -> Seq {
+    Seq(s.0.saturating_sub(1))
+}
+
 /// Remembers an unclean end. Of too many the oldest become one.
 fn note_crash(crashes: &mut Vec<(Seq, Seq)>, crash: (Seq, Seq)) {
     if crashes.last() == Some(&crash) {
@@ -382,8 +388,8 @@ impl Replica {
     pub fn plan_from(m: &Meta, p: Seq) -> (Seq, Seq) {
         let common = m.journal.plan_from(p);
         let low =
-            m.state.crashes.iter().filter(|(low, head)| *low < common && common <= *head).map(|(low, _)| *low).min();
-        (common, low.unwrap_or(common))
+            m.state.crashes.iter().filter(|(low, head)| *low <= common && common <= *head).map(|(low, _)| *low).min();
+        (common, low.map_or(common, before))
     }
 
     /// True when a replica that agrees with this one up to `p` may lack a change that has no place in the order, so that
@@ -392,9 +398,9 @@ impl Replica {
         m.state.crashes.iter().any(|(_, head)| p <= *head)
     }
 
-    /// Everything up to here has finished changing the tree, and has its place in the order.
+    /// Where the journal must be read from to find every change that may have no place in the order.
     pub fn settled(m: &Meta) -> Seq {
-        m.state.crashes.iter().map(|(low, _)| *low).fold(m.live.settled(), Seq::min)
+        before(m.state.crashes.iter().map(|(low, _)| *low).fold(m.live.settled(), Seq::min))
     }
 
     /// True when the trees are at one point of the order.

@@ -11,7 +11,7 @@ use crate::base::{Error, Kind, Result, Seq, VolId, time};
 use crate::format::op::{Entry, Op, Target};
 use crate::store::exec::{Acted, Pre, Side};
 use crate::store::region::Region;
-use crate::store::replica::{Meta, Replica};
+use crate::store::replica::{self, Meta, Replica};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -218,12 +218,14 @@ impl Group {
         };
         self.queue.trim(received);
         let mut m = self.replica.order();
-        let mut upto = durable.min(m.live.settled());
+        let settled = m.live.settled();
+        let under_way = !self.in_flight.lock().begun.is_empty();
+        let mut upto = durable.min(if under_way { replica::before(settled) } else { settled });
         // What reached the tree before a crash and has no place in the order is known from its mark alone: that stays
         // until every peer is past the crash.
         for (low, head) in &m.state.crashes {
             if durable <= *head {
-                upto = upto.min(Seq(low.0.saturating_sub(1)));
+                upto = upto.min(replica::before(*low));
             }
         }
         if let Err(e) = m.journal.trim(upto) {
