@@ -304,7 +304,17 @@ pub fn find_point(roots: &[PathBuf], seed: u64, limit: u64) -> Result<u64, Strin
     let mut model = Model::new(roots.len(), seed);
     loop {
         if model.sum == sum {
-            return Ok(model.n);
+            // A step may change nothing (a chmod to the mode that is there): the last of equal states.
+            loop {
+                let n = model.n;
+                if n >= limit {
+                    return Ok(n);
+                }
+                model.advance();
+                if model.sum != sum {
+                    return Ok(n);
+                }
+            }
         }
         if model.n >= limit {
             return Err(explain(roots, &found, seed, limit));
