@@ -23,6 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 type Dirs = HashMap<DirId, Name>;
 
+/// The first name met of a file with several links.
+#[derive(Clone)]
+struct Linked {
+    first: Name,
+    /// The object's inode number at the target, unless it is made anew.
+    ino: Option<u64>,
+}
+
 impl Session {
     /// Copies everything; returns Q, the point from which entries are to follow.
     pub(super) fn copy_everything(&mut self) -> Step<Seq> {
@@ -88,7 +96,7 @@ impl Session {
         let mut all = vec![DirId::ROOT];
         all.extend(&order);
         let known: HashSet<&Name> = dirs.values().collect();
-        let mut linked: HashMap<LinkId, Name> = HashMap::new();
+        let mut linked: HashMap<LinkId, Linked> = HashMap::new();
         let mut meter = Meter::new("first copy");
         let totals = Totals::count(self.group.replica.clone(), vol);
         for chunk in all.chunks(LISTS) {
@@ -152,7 +160,7 @@ impl Session {
         dir: DirId,
         theirs: Vec<Listed>,
         known: &HashSet<&Name>,
-        linked: &mut HashMap<LinkId, Name>,
+        linked: &mut HashMap<LinkId, Linked>,
         meter: &mut Meter,
     ) -> Step<()> {
         let region = self.group.replica.region(vol)?.clone();
@@ -196,7 +204,7 @@ impl Session {
         vol: VolId,
         at: &Name,
         have: Option<Have>,
-        linked: &mut HashMap<LinkId, Name>,
+        linked: &mut HashMap<LinkId, Linked>,
         meter: &mut Meter,
     ) -> Step<Option<Ask>> {
         self.stats.files_examined += 1;
@@ -214,8 +222,9 @@ impl Session {
         }
         let lid = self.group.replica.region(vol)?.link_names(at).map(|(l, _)| l);
         if let Some(lid) = lid {
-            if let Some(first) = linked.get(&lid).cloned() {
-                if have.as_ref().and_then(|h| h.lid) != Some(lid) {
+            if let Some(Linked { first, ino }) = linked.get(&lid).cloned() {
+                // An interrupted copy may have left names of the same id with another object behind them.
+                if !have.as_ref().is_some_and(|h| h.lid == Some(lid) && Some(h.ino) == ino) {
                     if have.is_some() {
                         self.stage(vol, Op::Unlink { at: at.clone(), pmtime }, b"")?;
                     }
@@ -223,9 +232,11 @@ impl Session {
                 }
                 return Ok(None);
             }
-            linked.insert(lid, at.clone());
         }
         let usable = have.filter(|h| same_kind(h, &found) && h.lid == lid);
+        if let Some(lid) = lid {
+            linked.insert(lid, Linked { first: at.clone(), ino: usable.as_ref().map(|h| h.ino) });
+        }
         match usable {
             Some(h) if found.stat().is_file() && h.size == found.stat().size && h.mtime == found.stat().mtime => {
                 meter.p.done_bytes += found.stat().size;

@@ -169,6 +169,10 @@ impl Served {
     }
 
     fn finish(&mut self) {
+        // The state of the pair is that of the newer link.
+        if !self.receiver.is_session(self.session) {
+            return;
+        }
         self.receiver.release(None);
         if let Err(e) = self.receiver.end_session(self.session) {
             log::error!("group {}: forgetting the staged resync: {e}", self.group.group());

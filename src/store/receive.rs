@@ -291,6 +291,11 @@ impl Receiver {
         Ok(g.durable)
     }
 
+    /// True while no newer link has taken over.
+    pub fn is_session(&self, session: u64) -> bool {
+        self.inner.lock().session == session
+    }
+
     /// Ends a session: forgets a staged resync of it that was not committed (the link broke, or the source gave up).
     pub fn end_session(&self, session: u64) -> Result<()> {
         if self.inner.lock().session == session { self.abandon() } else { Ok(()) }

@@ -178,6 +178,15 @@ fn a_resync_that_does_not_fit_harms_nothing_and_waits_for_room() {
     lab.down();
 }
 
+/// Ends the writer, also when the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// MS-9: both copies of a tree that was there before, side by side, while it is written to.
 #[test]
 fn initial_copies_of_an_existing_tree_go_on_under_writes_and_through_kills() {
@@ -186,11 +195,13 @@ fn initial_copies_of_an_existing_tree_go_on_under_writes_and_through_kills() {
         let big = Rng::new(5).bytes(60 * MIB);
         fs::write(lab.tree("primary").join("big"), big).unwrap();
     });
+    // One by one: `lab up` would wait for the copies, and does not like it when a node ends.
+    for site in support::lab::SITES {
+        lab.start(site);
+    }
     let done = AtomicBool::new(false);
     let mut shown = [false; 2];
     std::thread::scope(|s| {
-        // One by one: `lab up` does not like it when a node ends.
-        let up = s.spawn(|| ["sync", "async", "primary"].map(|site| lab.start(site)));
         let writer = s.spawn(|| {
             let dir = lab.mnt().join("while copying");
             let mut n = 0u64;
@@ -207,28 +218,33 @@ fn initial_copies_of_an_existing_tree_go_on_under_writes_and_through_kills() {
             }
             n
         });
+        let over = Over(&done);
         let mut killed = 0;
         let end = Instant::now() + bed::PATIENCE;
-        while Instant::now() < end && !(up.is_finished() && killed == 2) {
+        while Instant::now() < end && killed < 2 {
             let Some(status) = lab.try_status("primary") else { continue };
+            let mut paired = 0;
             for (i, pair) in ["sync", "async"].into_iter().enumerate() {
                 let p = support::lab::find_pair(&status, pair).cloned().unwrap_or_default();
+                paired += (p["state"] == "PAIR") as usize;
                 shown[i] |= p["progress"]["phase"] == "first copy" && progress(&p, "done_files") > 0;
                 if p["state"] == "COPY" && progress(&p, "done_files") > 200 && killed == i {
                     let site = ["sync", "primary"][i];
                     lab.kill_now(site);
                     lab.start(site);
                     killed += 1;
+                    break;
                 }
             }
-            if killed < 2 && up.is_finished() {
+            if paired == 2 {
                 break;
             }
         }
-        up.join().unwrap();
         println!("{killed} nodes killed during the copy");
-        settle(&lab);
-        done.store(true, Ordering::SeqCst);
+        for pair in ["sync", "async"] {
+            lab.wait_pair("primary", pair, "PAIR", bed::PATIENCE);
+        }
+        drop(over);
         assert!(writer.join().unwrap() > 10, "nothing was written meanwhile");
         assert!(killed > 0, "the copy was over before anybody could be killed");
     });
