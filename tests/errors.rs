@@ -584,6 +584,8 @@ fn a_full_disk_at_the_primary_is_told_to_the_application_and_harms_nothing() {
     // It survives being killed like that.
     lab.kill("primary");
     lab.start("primary");
+    let status = lab.status("primary");
+    assert!(status["groups"][0]["mount"].is_string(), "{status:#}");
     settled(&lab);
     full(write_mib(&lab.mnt().join("big2"), 30).unwrap_err());
     // Taking away makes room.
