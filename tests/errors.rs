@@ -283,7 +283,7 @@ fn a_mount_directory_that_is_not_empty_is_refused() {
     run(Command::new("umount").arg("-l").arg(&mnt), SOON);
     run(Command::new("fusermount3").arg("-uz").arg(&mnt), SOON);
     fs::write(mnt.join("mine"), b"x").unwrap();
-    lab.try_lab("start", &["primary"]);
+    lab.try_lab("start", &["primary", "--timeout", "5"]);
     let mut said = String::new();
     let told = wait_until(SOON, || {
         said = lab.try_status("primary").map_or(String::new(), |s| s["groups"][0]["reason"].to_string());
@@ -584,6 +584,8 @@ fn a_full_disk_at_the_primary_is_told_to_the_application_and_harms_nothing() {
     // It survives being killed like that.
     lab.kill("primary");
     lab.start("primary");
+    let status = lab.status("primary");
+    assert!(status["groups"][0]["mount"].is_string(), "{status:#}");
     settled(&lab);
     full(write_mib(&lab.mnt().join("big2"), 30).unwrap_err());
     // Taking away makes room.

@@ -152,7 +152,7 @@ fn tar(desk: &Desk) {
     support::sys::set_xattr(&native.join("sub/f10"), "system.posix_acl_access", &acl).unwrap();
     support::sys::set_xattr(&native.join("sub/deep"), "system.posix_acl_default", &acl).unwrap();
     if desk.ordinary && is_root() {
-        run_ok(Command::new("chown").args(["-Rh", &proc::ORDINARY_UID.to_string()]).arg(&native), LIMIT);
+        run_ok(Command::new("chown").args(["-Rh", &format!("{0}:{0}", proc::ORDINARY_UID)]).arg(&native), LIMIT);
     }
     desk.sh("flags='--xattrs --xattrs-include=* --acls --sparse --format=posix'
          tar $flags -cf \"$1/native.tar\" -C src .

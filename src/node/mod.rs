@@ -136,10 +136,11 @@ pub fn run(config: Config, options: Options) -> Result<()> {
         }
     }
     log::info!("shutting down");
-    links.close();
+    // The links last: what the page cache still holds goes to the peers when the volumes are unmounted.
     for g in &node.groups {
         g.shutdown();
     }
+    links.close();
     drop(control);
     Ok(())
 }

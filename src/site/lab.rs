@@ -235,7 +235,7 @@ impl Lab {
             }
         }
         let _ = std::fs::remove_dir_all(self.sockets());
-        if let Some(m) = config_check::mounts_below(&self.dir).first() {
+        if let Some(m) = self.mounts_below().first() {
             return Err(Error::failed(format!("{} could not be unmounted", m.display())));
         }
         if purge {
@@ -460,11 +460,16 @@ impl Lab {
         Ok(())
     }
 
+    /// kagami's mounts below the lab. Not other mounts: a replica may lie on a disk of its own.
+    fn mounts_below(&self) -> Vec<PathBuf> {
+        let mut all = config_check::mounts_below(&self.dir);
+        all.retain(|m| config_check::kagami_mounted_at(m));
+        all
+    }
+
     fn unmount_all(&self) {
         let outside = self.record.mounts.iter().filter(|m| config_check::kagami_mounted_at(m)).cloned();
-        // Not other mounts: a replica may lie on a disk of its own.
-        let below = config_check::mounts_below(&self.dir).into_iter().filter(|m| config_check::kagami_mounted_at(m));
-        for m in below.chain(outside) {
+        for m in self.mounts_below().into_iter().chain(outside) {
             if let Err(e) = detach(&m) {
                 log::warn!("{e}");
             }

@@ -88,8 +88,9 @@ impl IdTable {
         let end = (file::HEADER_BYTES + recs.good) as u64;
         if recs.torn {
             log::warn!("{what}: torn tail of {} bytes cut off", bytes.len() as u64 - end);
-            file.set_len(end).at(&what)?;
         }
+        // Also gives back what was reserved: on a full disk the next start needs it.
+        file.set_len(end).at(&what)?;
         t.file.seek(std::io::SeekFrom::Start(end)).at(&what)?;
         t.bytes = end;
         let live = (t.dirs.len() + t.link_of.len()) as u64;

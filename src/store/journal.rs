@@ -82,6 +82,7 @@ impl Journal {
                             last_ns = last_ns.max(r.seq);
                         }
                     }
+                    give_back(&path, bytes.len() as u64);
                     intervals.push(Interval { head, path, bytes: bytes.len() as u64 });
                 }
                 // Killed while it was made: it holds nothing.
@@ -318,6 +319,14 @@ impl Journal {
     /// A handle to flush outside of the lock, if anything was written since the last flush.
     pub fn take_dirty(&mut self) -> Result<Option<File>> {
         if std::mem::take(&mut self.dirty) { Ok(Some(self.file.try_clone().at("journal")?)) } else { Ok(None) }
+    }
+}
+
+/// Gives back what a killed node had reserved: on a full disk the next start needs it.
+fn give_back(path: &Path, bytes: u64) {
+    let r = std::fs::OpenOptions::new().write(true).open(path).and_then(|f| f.set_len(bytes));
+    if let Err(e) = r {
+        log::warn!("{}: {e}", path.display());
     }
 }
 

@@ -23,8 +23,13 @@ impl Room {
         if used.saturating_add(need) <= self.upto {
             return Ok(());
         }
-        let len = need + STEP_BYTES;
-        match sys::fallocate(file, KEEP_SIZE, used, len) {
+        let mut len = need + STEP_BYTES;
+        let mut r = sys::fallocate(file, KEEP_SIZE, used, len);
+        if r.as_ref().is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))) {
+            len = need;
+            r = sys::fallocate(file, KEEP_SIZE, used, len);
+        }
+        match r {
             Ok(()) => self.upto = used + len,
             Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => self.upto = u64::MAX,
             Err(e) => return Err(e),
