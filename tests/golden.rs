@@ -64,8 +64,6 @@ fn have() -> Have {
         nlink: 6,
         mtime: time(),
         rdev: 4,
-        ino: 5,
-        nlink: 6,
         target: b"there".to_vec(),
         dir: Some(DirId(77)),
         lid: Some(LinkId(88)),
