@@ -221,17 +221,17 @@ impl Session {
             return Ok(None);
         }
         let lid = self.group.replica.region(vol)?.link_names(at).map(|(l, _)| l);
-        if let Some(lid) = lid {
-            if let Some(Linked { first, ino }) = linked.get(&lid).cloned() {
-                // An interrupted copy may have left names of the same id with another object behind them.
-                if !have.as_ref().is_some_and(|h| h.lid == Some(lid) && Some(h.ino) == ino) {
-                    if have.is_some() {
-                        self.stage(vol, Op::Unlink { at: at.clone(), pmtime }, b"")?;
-                    }
-                    self.stage(vol, Op::Link { from: first, to: at.clone(), lid, pmtime }, b"")?;
+        if let Some(lid) = lid
+            && let Some(Linked { first, ino }) = linked.get(&lid).cloned()
+        {
+            // An interrupted copy may have left names of the same id with another object behind them.
+            if !have.as_ref().is_some_and(|h| h.lid == Some(lid) && Some(h.ino) == ino) {
+                if have.is_some() {
+                    self.stage(vol, Op::Unlink { at: at.clone(), pmtime }, b"")?;
                 }
-                return Ok(None);
+                self.stage(vol, Op::Link { from: first, to: at.clone(), lid, pmtime }, b"")?;
             }
+            return Ok(None);
         }
         let usable = have.filter(|h| same_kind(h, &found) && h.lid == lid);
         if let Some(lid) = lid {
