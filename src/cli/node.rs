@@ -48,7 +48,7 @@ pub fn make_state_dir(dir: &Path) -> Result<()> {
 }
 
 fn log_to(file: Option<&Path>) -> Result<()> {
-    let mut b = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+    let mut b = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,fuser::reply=off"));
     b.format_timestamp_millis();
     if let Some(p) = file {
         let f = std::fs::OpenOptions::new().create(true).append(true).open(p).at(p.display())?;
