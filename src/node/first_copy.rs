@@ -53,6 +53,7 @@ impl Session {
             (m.live.last_seq(), m.state.chain.clone(), self.group.replica.watch(&mut m), dirs)
         };
         let src = Source { replica: self.group.replica.clone(), watch };
+        self.stage_heads()?;
         for (i, dirs) in dirs.iter().enumerate() {
             self.copy_volume(&src, VolId(i as u16), dirs)?;
         }

@@ -131,6 +131,7 @@ impl Session {
 
     fn carry_out(&mut self, plan: &Plan, watch: &Arc<Mutex<Watch>>) -> Step<()> {
         let src = Source { replica: self.group.replica.clone(), watch: watch.clone() };
+        self.stage_heads()?;
         for step in &plan.ns {
             let (vol, op) = names_op(step, &src)?;
             self.stage(vol, op, b"")?;
@@ -151,6 +152,16 @@ impl Session {
         meter.show_now(&self.pair);
         for (vol, dir) in &plan.dirs {
             self.copy_dir_attrs(&src, *vol, *dir)?;
+        }
+        Ok(())
+    }
+
+    /// The config definitions, whose entries may be from before the common point (CD-4).
+    pub(super) fn stage_heads(&mut self) -> Step<()> {
+        for region in self.group.replica.regions.clone() {
+            if let Some(head) = region.head()? {
+                self.stage(region.vol, Op::ConfigDef { body: head.body()? }, b"")?;
+            }
         }
         Ok(())
     }

@@ -61,6 +61,7 @@ impl Region {
                 }
             }
             Op::Keep { at, kept } => self.keep(at, kept),
+            Op::ConfigDef { body } => self.put_head(body),
             _ => Err(Error::failed("not an operation on content")),
         }
     }

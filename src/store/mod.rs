@@ -3,6 +3,7 @@
 pub mod content;
 pub mod exec;
 pub mod files;
+pub mod head;
 pub mod idtable;
 pub mod journal;
 pub mod live;

@@ -10,6 +10,7 @@ use super::queue::{Queue, Tally};
 use crate::base::{Error, Kind, Result, Seq, VolId, time};
 use crate::format::op::{Entry, Op, Target};
 use crate::store::exec::{Acted, Pre, Side};
+use crate::store::head::ConfigDef;
 use crate::store::region::Region;
 use crate::store::replica::{self, Meta, Replica};
 use parking_lot::{Condvar, Mutex};
@@ -353,6 +354,19 @@ impl Group {
         let seq = m.live.last_seq().next();
         self.send(&mut m, seq, VolId(0), op, b"")?;
         Ok(seq)
+    }
+
+    /// Writes the config definition of a volume at its first mount, here and in the copy (CD-4). One that is there stays.
+    pub fn define(&self, vol: VolId, def: &ConfigDef) -> Result<()> {
+        let region = self.replica.region(vol)?.clone();
+        let mut m = self.replica.order();
+        if region.head()?.is_none() {
+            let body = def.body()?;
+            region.put_head(&body)?;
+            let seq = m.live.last_seq().next();
+            self.send(&mut m, seq, vol, Op::ConfigDef { body }, b"")?;
+        }
+        Ok(())
     }
 
     /// Waits until a condition on a pair's positions holds.

@@ -1,6 +1,7 @@
 //! Mounting a group's volumes where it is primary, and remembering it.
 
 use super::*;
+use crate::store::head::ConfigDef;
 
 impl LocalGroup {
     /// Mounts a volume; remembered for the next start.
@@ -22,6 +23,9 @@ impl LocalGroup {
         };
         let name = self.cfg.volumes.get(vol.0 as usize).map_or("?", |v| v.name.as_str());
         let volume = Volume::new(order as Arc<dyn Order>, vol)?;
+        let legs = self.role()?.map_or(1, |r| r.legs.len());
+        let emulation = if legs > 1 { "raid1" } else { "none" };
+        group.define(vol, &ConfigDef { mount: bytes(dir), capacity: 0, emulation: emulation.into() })?;
         let handle = self.mounter.mount(volume, dir, format!("{}/{name}", self.cfg.name))?;
         let mut run = self.run.lock();
         match &mut *run {

@@ -127,6 +127,8 @@ impl Receiver {
         if e.op.is_namespace() {
             let mut op = e.op.clone();
             r.names(&mut m, (seq, e.vol, next), &mut op, Side::Receiver, &mut |_, _, _| {}).at(what())?;
+        } else if let Op::ConfigDef { .. } = &e.op {
+            r.region(e.vol)?.apply_content(&e.op, data).at(what())?;
         } else if let Some((target, mark)) = mark_of(&e.op, data.len() as u64) {
             r.mark(&mut m, seq, e.vol, &target, mark)?;
             r.region(e.vol)?.apply_content(&e.op, data).at(what())?;
