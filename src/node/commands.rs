@@ -29,6 +29,9 @@ impl Commands for Node {
             }
             Request::PairCreate { group, pair, no_copy } => self.pair_event(&group, &pair, Event::Create { no_copy }),
             Request::PairSplit { group, pair } => self.pair_event(&group, &pair, Event::Split),
+            Request::PairResync { in_place: true, .. } => Err(Error::refused(
+                "--in-place is not available in this version: make room at the target instead, the resync then goes on by itself",
+            )),
             Request::PairResync { group, pair, .. } => self.pair_event(&group, &pair, Event::Resync),
             Request::PairDelete { group, pair } => self.pair_event(&group, &pair, Event::Delete),
             Request::Takeover { group, force, dry_run, at } => self.takeover(&group, force, dry_run, at.as_deref()),

@@ -471,13 +471,13 @@ impl Replica {
         self.regions.iter().map(|r| r.identity()).collect()
     }
 
-    /// For people: what changed after `since`, one line each, at most `limit`.
+    /// For people: what changed after `since`, one line each, the newest `limit`.
     pub fn describe(&self, m: &Meta, since: Seq, limit: usize) -> Result<Vec<String>> {
         let path = |vol: VolId, n: &Name| self.region(vol).map_or_else(|_| format!("{n:?}"), |r| r.path_of(n));
-        Ok(m.journal
-            .since(since)?
+        let recs = m.journal.since(since)?;
+        Ok(recs
             .iter()
-            .take(limit)
+            .skip(recs.len().saturating_sub(limit))
             .map(|r| {
                 let what = match &r.change {
                     Change::Data { at, from, to: u64::MAX, .. } => {
