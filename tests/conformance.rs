@@ -75,7 +75,13 @@ fn on_a_lab(work: impl FnOnce(&Path)) {
     support::sys::chmodat(support::sys::AT_FDCWD, &dir, 0o755).unwrap();
     work(&dir);
     lab.wait(120);
-    lab.assert_trees_equal();
+    // Preallocated blocks may be written out as zeros by the filesystem below, at each site at its own time
+    // (docs/GUARANTEES.md); the holes of ordinary sparse files are compared by other tests.
+    let options = support::tree::Options { holes: false, ..support::tree::Options::default() };
+    for site in ["sync", "async"] {
+        let told = support::tree::compare_trees_with(&lab.tree("primary"), &lab.tree(site), &options);
+        assert!(told.is_ok(), "{}", told.unwrap_err().join("\n"));
+    }
     lab.down();
 }
 
