@@ -109,8 +109,9 @@ fn full_leg(full: &str) {
     work(&lab, "after", 50);
     same_legs(&lab);
     assert!(!lab.log("primary").contains("leg1: first copy: the journals"), "it came back by the journal");
-    lab.down();
+    lab.ok("down", &[]);
     drop(small);
+    lab.down();
 }
 
 #[test]

@@ -23,7 +23,10 @@ fn pjdfstest(lab: Lab) {
     fs::create_dir(&dir).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let report = conformance::pjdfstest(&dir, &[]);
-    let failed: Vec<_> = report.tests.iter().filter(|(_, (v, _))| *v == Verdict::Failed).collect();
+    let mut failed: Vec<_> = report.tests.iter().filter(|(_, (v, _))| *v == Verdict::Failed).collect();
+    // It starts a program and expects it to be running at once; on a busy machine it is not yet, and it may try again.
+    let again = conformance::pjdfstest(&dir, &["etxtbsy"]);
+    failed.retain(|(name, _)| again.tests.get(*name).is_none_or(|(v, _)| *v == Verdict::Failed));
     assert!(failed.is_empty(), "{failed:#?}");
     println!("{} passed, {} skipped", report.count(Verdict::Passed), report.count(Verdict::Skipped));
     lab.finish();

@@ -266,6 +266,8 @@ impl Group {
         let frame = entry.frame(data)?;
         // First, so that after kill -9 no peer has an entry that this replica does not know to have given out.
         m.live.set_last_seq(seq);
+        let begun = self.in_flight.lock().begun.values().map(|(s, _)| *s).min();
+        m.live.set_settled(begun.unwrap_or(seq));
         self.queue.push(seq, entry.time, frame, tally);
         // The entry is on its way: that the interval cannot be closed now (a full disk) does not make it fail.
         if m.journal.wants_rotation()
