@@ -108,12 +108,6 @@ pub fn check(frame: &[u8]) -> Result<Header> {
     Ok(head)
 }
 
-/// Splits a checked frame into its encoded part and its data.
-pub fn split(frame: &[u8], head: &Header) -> (Vec<u8>, std::ops::Range<usize>) {
-    let a = HEADER_BYTES + head.extra as usize;
-    (frame[HEADER_BYTES..a].to_vec(), a..HEADER_BYTES + head.len as usize)
-}
-
 /// The encoded part of a checked frame, borrowed.
 pub fn head_part<'a>(frame: &'a [u8], head: &Header) -> &'a [u8] {
     &frame[HEADER_BYTES..HEADER_BYTES + head.extra as usize]

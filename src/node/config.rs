@@ -111,7 +111,7 @@ pub struct PairConfig {
 pub struct LimitsConfig {
     /// Entries kept in memory for peers that lag, bytes.
     pub queue_memory_bytes: u64,
-    /// Spool on disk for peers that lag, bytes; beyond it a pair is behind.
+    /// Spool on disk for peers that lag, bytes. Not heeded in this version.
     pub spool_bytes: u64,
     /// A link without any byte for this long is broken.
     pub link_timeout: Duration,
@@ -119,9 +119,9 @@ pub struct LimitsConfig {
     pub heartbeat: Duration,
     /// The oldest unacknowledged entry may be this old.
     pub progress_timeout: Duration,
-    /// Change journal of a group, bytes; beyond it the oldest intervals are merged.
+    /// Change journal of a group, bytes; beyond it the oldest intervals are forgotten (older peers then need a full comparison).
     pub journal_bytes: u64,
-    /// Entry log of a group at a receiving site, bytes.
+    /// Entry log of a group at a receiving site, bytes. Not heeded in this version.
     pub log_bytes: u64,
 }
 

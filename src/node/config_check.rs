@@ -1,6 +1,6 @@
 //! `kagami config check`: what a right site file may still get wrong on this machine.
 
-use super::config::Config;
+use super::config::{Config, LimitsConfig};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -116,6 +116,15 @@ pub fn warnings(c: &Config) -> Vec<String> {
         }
         if g.pairs.is_empty() {
             out.push(format!("group {} has no pair: nothing of it is kept at another site", g.name));
+        }
+    }
+    // What is read and not heeded must not be silent.
+    let d = LimitsConfig::default();
+    for (name, set) in
+        [("spool_mib", c.limits.spool_bytes != d.spool_bytes), ("log_mib", c.limits.log_bytes != d.log_bytes)]
+    {
+        if set {
+            out.push(format!("limits.{name} has no effect in this version: see README, what is there and what is not"));
         }
     }
     out.extend(fuse_missing());

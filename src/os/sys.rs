@@ -4,7 +4,7 @@ use crate::base::time::Time;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// stat(2) with what kagami uses of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,17 +188,6 @@ pub fn linkat(from: impl AsFd, from_name: &[u8], to: impl AsFd, to_name: &[u8]) 
     // SAFETY: valid C strings.
     check(unsafe { libc::linkat(from.as_fd().as_raw_fd(), f.as_ptr(), to.as_fd().as_raw_fd(), t.as_ptr(), 0) })
         .map(drop)
-}
-
-/// Gives the object behind an open descriptor a further name (needs a link count above 0).
-pub fn link_fd(fd: impl AsFd, to: impl AsFd, to_name: &[u8]) -> io::Result<()> {
-    let p = c(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).as_bytes())?;
-    let t = c(to_name)?;
-    // SAFETY: valid C strings.
-    check(unsafe {
-        libc::linkat(libc::AT_FDCWD, p.as_ptr(), to.as_fd().as_raw_fd(), t.as_ptr(), libc::AT_SYMLINK_FOLLOW)
-    })
-    .map(drop)
 }
 
 /// unlinkat(2) of a non-directory.
@@ -612,10 +601,4 @@ pub fn read(fd: impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer's length is passed along.
     let n = unsafe { libc::read(fd.as_fd().as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
-}
-
-/// Borrows a raw descriptor that is known to be open for as long as `_owner` lives.
-pub fn borrow<T>(fd: RawFd, _owner: &T) -> BorrowedFd<'_> {
-    // SAFETY: the caller's owner keeps the descriptor open; the lifetime is tied to it.
-    unsafe { BorrowedFd::borrow_raw(fd) }
 }

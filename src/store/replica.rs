@@ -2,12 +2,12 @@
 //! the lead volume's region (one sequence per group needs one journal, one log, one chain).
 
 use super::exec::{Acted, Pre, Side};
+use super::files;
 use super::journal::Journal;
 use super::live::{Intent, Left, Live};
 use super::log::EntryLog;
 use super::region::Region;
 use super::watch::Watch;
-use super::{files, region};
 use crate::base::{At, Epoch, Error, Kind, LinkId, Name, Result, Seq, VolId};
 use crate::format::msg::CopyState;
 use crate::format::op::{Op, Target};
@@ -16,7 +16,7 @@ use crate::pair::change::{Change, NsChange, Rec, What};
 use crate::pair::plan::{self, Links};
 use bincode::{Decode, Encode};
 use parking_lot::{Mutex, MutexGuard};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 const MAGIC: &[u8; 8] = b"KGMSTAT\0";
@@ -451,11 +451,6 @@ impl Replica {
         Ok(())
     }
 
-    /// Region directory of the lead volume.
-    pub fn lead(&self) -> &Path {
-        self.regions.first().map_or(Path::new(""), |r| &r.path)
-    }
-
     /// Group ids recorded in the regions; all the same.
     pub fn group_id(&self) -> u64 {
         self.regions.first().map_or(0, |r| r.identity().group_id)
@@ -464,11 +459,6 @@ impl Replica {
     /// Records the group's id in every region.
     pub fn set_group_id(&self, id: u64) -> Result<()> {
         self.regions.iter().try_for_each(|r| r.set_group_id(id))
-    }
-
-    /// What the regions say about themselves.
-    pub fn identities(&self) -> Vec<region::Identity> {
-        self.regions.iter().map(|r| r.identity()).collect()
     }
 
     /// For people: what changed after `since`, one line each, the newest `limit`.
