@@ -7,12 +7,16 @@ cd "$(dirname "$0")/.."
 problems=0
 problem() { printf 'docs: %s\n' "$*" >&2; problems=$((problems + 1)); }
 
-# All function names after #[test] (with other attributes in between), also those inside proptest! blocks.
+# All function names after #[test] (with other attributes in between), also those inside proptest! blocks; and the names that
+# the simulation, which has no standard harness, lists.
 test_functions() {
-    find src tests -name '*.rs' -print0 | xargs -0 awk '
-        FNR == 1 { armed = 0 }
-        /^[[:space:]]*#\[test\]/ { armed = 1; next }
-        armed && match($0, /fn [a-z0-9_]+/) { print substr($0, RSTART + 3, RLENGTH - 3); armed = 0 }' | sort -u
+    {
+        find src tests -name '*.rs' -print0 | xargs -0 awk '
+            FNR == 1 { armed = 0 }
+            /^[[:space:]]*#\[test\]/ { armed = 1; next }
+            armed && match($0, /fn [a-z0-9_]+/) { print substr($0, RSTART + 3, RLENGTH - 3); armed = 0 }'
+        grep -ohE '"d[0-9]_[a-z0-9_]+"' tests/sim/suite.rs | tr -d '"'
+    } | sort -u
 }
 
 # Rows look like: | MS-4 | what it says | `file::test_name`, `other_test` |

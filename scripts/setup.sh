@@ -13,9 +13,11 @@ have_postgres() { have postgres || compgen -G '/usr/lib/postgresql/*/bin/postgre
 missing_packages() {
     have cc || echo gcc libc6-dev
     have fusermount3 || echo fuse3
+    have fio || echo fio
     have getfattr || echo attr
     have setfacl || echo acl
     have sqlite3 || echo sqlite3
+    [[ -x /usr/bin/python3 ]] || echo python3
     have ip || echo iproute2
     have nft || echo nftables
     have git || echo git
@@ -23,6 +25,45 @@ missing_packages() {
     have ps || echo procps
     { have setpriv && have unshare && have flock; } || echo util-linux
     have_postgres || echo postgresql
+}
+
+# Servers and clients that some of root's tests start: where a package is not to be had, those say that they are left out.
+missing_servers() {
+    have etcd || echo etcd-server
+    have ganesha.nfsd || echo nfs-ganesha
+    compgen -G '/usr/lib/*/ganesha/libfsalvfs.so' >/dev/null || echo nfs-ganesha-vfs
+    have nfs-cp || echo libnfs-utils
+    have smbd || echo samba
+    have smbclient || echo smbclient
+}
+
+# The tests start servers of their own: a package shall not start its one, now or at the next boot.
+install_stopped() {
+    local policy=/usr/sbin/policy-rc.d ours=""
+    if [[ ! -e $policy ]]; then
+        ours=$policy
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$ours"
+        chmod +x "$ours"
+    fi
+    local status=0
+    apt-get -qq install -y --no-install-recommends "$@" </dev/null >/dev/null || status=$?
+    [[ -z $ours ]] || rm -f "$ours"
+    return "$status"
+}
+
+disable_servers() {
+    local p s
+    have systemctl || return 0
+    for p in "$@"; do
+        case $p in
+            etcd-server) s=etcd ;;
+            nfs-ganesha) s=nfs-ganesha ;;
+            samba) s="smbd nmbd samba-ad-dc" ;;
+            *) continue ;;
+        esac
+        systemctl disable --quiet $s 2>/dev/null || true
+    done
 }
 
 install_packages() {
@@ -38,6 +79,18 @@ install_packages() {
     apt-get -qq install -y --no-install-recommends "$@" </dev/null >/dev/null
 }
 
+install_servers() {
+    have apt-get || { say "no apt-get here; some tests need: $*"; return 0; }
+    export DEBIAN_FRONTEND=noninteractive
+    say "installing $*"
+    apt-get -qq update </dev/null >/dev/null || true
+    local p
+    install_stopped "$@" || for p in "$@"; do
+        install_stopped "$p" || say "$p cannot be installed: the tests that need it are left out"
+    done
+    disable_servers "$@"
+}
+
 fuse_device_usable() { [[ -c /dev/fuse && -r /dev/fuse && -w /dev/fuse ]]; }
 fuse_device_open_to_all() { [[ -c /dev/fuse && $(stat -c %a /dev/fuse) == *666 ]]; }
 allow_other_enabled() { grep -qsE '^[[:space:]]*user_allow_other[[:space:]]*$' /etc/fuse.conf; }
@@ -46,6 +99,8 @@ setup_as_root() {
     local packages
     read -r -a packages <<<"$(missing_packages | tr '\n' ' ')"
     if ((${#packages[@]})); then install_packages "${packages[@]}"; fi
+    read -r -a packages <<<"$(missing_servers | tr '\n' ' ')"
+    if ((${#packages[@]})); then install_servers "${packages[@]}"; fi
     [[ -c /dev/fuse ]] || modprobe fuse 2>/dev/null || true
     [[ -c /dev/fuse ]] || mknod /dev/fuse c 10 229 2>/dev/null || true
     if ! fuse_device_open_to_all && [[ -c /dev/fuse ]]; then

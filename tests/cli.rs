@@ -180,19 +180,40 @@ fn commands_become_requests() {
     let d = dir.to_str().unwrap();
     let (lab, sync) = (|| "lab".to_string(), || "sync".to_string());
     let cases: Vec<(Vec<&str>, Request)> = vec![
-        (vec!["mount", "lab", d], Request::Mount { group: lab(), volume: None, dir: dir.clone() }),
-        (vec!["mount", "lab/vol1", d], Request::Mount { group: lab(), volume: Some("vol1".into()), dir: dir.clone() }),
+        (
+            vec!["mount", "lab", d],
+            Request::Mount { group: lab(), volume: Some("vol0".into()), dir: dir.clone(), options: Default::default() },
+        ),
+        (
+            vec!["mount", "lab/vol1", d],
+            Request::Mount { group: lab(), volume: Some("vol1".into()), dir: dir.clone(), options: Default::default() },
+        ),
         (vec!["umount", "vol1"], Request::Umount { group: lab(), volume: Some("vol1".into()) }),
         (
             vec!["pair", "create", "lab", "sync", "--no-copy"],
-            Request::PairCreate { group: lab(), pair: sync(), no_copy: true },
+            Request::PairCreate { group: lab(), pair: sync(), no_copy: true, no_verify: false },
+        ),
+        (
+            vec!["pair", "create", "lab", "sync", "--no-copy", "--no-verify"],
+            Request::PairCreate { group: lab(), pair: sync(), no_copy: true, no_verify: true },
         ),
         (vec!["pair", "split", "lab", "sync"], Request::PairSplit { group: lab(), pair: sync() }),
-        (vec!["pair", "resync", "lab", "sync"], Request::PairResync { group: lab(), pair: sync(), in_place: false }),
-        (vec!["pair", "delete", "lab", "sync"], Request::PairDelete { group: lab(), pair: sync() }),
         (
-            vec!["takeover", "lab", "--dry-run", "--at", d],
-            Request::Takeover { group: lab(), force: false, dry_run: true, at: Some(d.into()) },
+            vec!["pair", "resync", "lab", "sync"],
+            Request::PairResync { group: lab(), pair: sync(), in_place: false, keep: None },
+        ),
+        (vec!["pair", "delete", "lab", "sync"], Request::PairDelete { group: lab(), pair: sync() }),
+        (vec!["pair", "swap", "lab", "sync"], Request::PairSwap { group: lab(), pair: sync() }),
+        (
+            vec!["takeover", "lab", "--handover", "--at", d],
+            Request::Takeover {
+                group: lab(),
+                force: false,
+                dry_run: false,
+                at: Some(d.into()),
+                handover: true,
+                bare: false,
+            },
         ),
         (vec!["verify", "lab", "sync", "--repair"], Request::Verify { group: lab(), pair: Some(sync()), repair: true }),
         (vec!["journal", "stat", "lab"], Request::JournalStat { group: lab() }),
@@ -239,7 +260,7 @@ fn errors_of_the_node_decide_the_exit_code() {
         (Kind::Link, 1),
     ];
     for (kind, code) in all {
-        let s = Site::up(vec![("Takeover", Err(Error::new(kind, "the reason")))]);
+        let s = Site::up(vec![("Proceed", Err(Error::new(kind, "the reason")))]);
         ends(&s.run(&["takeover", "lab"]), code, "kagami: the reason\n");
     }
 }

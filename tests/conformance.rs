@@ -3,7 +3,7 @@
 //! `KAGAMI_CONFORMANCE_DIR` names the directory under test (a mount, say); without it the tests run on a native directory
 //! beside the build and so show that the expectations themselves are right.
 
-mod support;
+use crate::support;
 
 use std::path::{Path, PathBuf};
 use support::conformance::{self, FSX_MIXES, Verdict};

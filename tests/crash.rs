@@ -3,7 +3,7 @@
 //!
 //! `KAGAMI_ROUNDS`: rounds of each test (default [`ROUNDS`]).
 
-mod support;
+use crate::support;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -368,5 +368,31 @@ fn each_node_killed_and_back_without_a_scan() {
         assert!(examined.iter().all(|e| *e < STILL), "examined {examined:?}: what nobody touched, too");
         println!("round {round}: {victim} killed: points {}, examined {examined:?} of {records} records", done.points);
     }
+    lab.down();
+}
+
+/// G1: what the kernel held when the node was killed is lost, and close says so; a close that succeeds is a promise.
+#[test]
+fn g1_close_fails_when_the_node_died_before_it_had_the_data() {
+    use std::os::fd::AsRawFd;
+    use support::sys;
+    let lab = Lab::up(&["--sites", "2"]);
+    let open = |name: &str| {
+        sys::openat(sys::AT_FDCWD, lab.mnt().join(name), sys::O_CREAT | sys::O_WRONLY, 0o644).expect("open")
+    };
+    for n in 0..3 {
+        let f = open(&format!("before{n}"));
+        sys::pwrite_all(f.as_raw_fd(), b"before", 0).expect("write");
+        sys::close(f).expect("close");
+    }
+    let held = open("held");
+    sys::pwrite_all(held.as_raw_fd(), &[7; 4096], 0).expect("write");
+    lab.kill_now("primary");
+    // The kernel drops what it cannot write, and forgets that it did.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(sys::close(held).is_err(), "close promises what nobody has");
+    lab.start("primary");
+    lab.wait(60);
+    lab.assert_trees_equal();
     lab.down();
 }

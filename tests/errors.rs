@@ -1,10 +1,10 @@
 //! What goes wrong is told, with what to do about it; the exit code says what sort it is, and nothing is lost (A9).
 
-mod support;
+use crate::support;
 
 use kagami::base::Seq;
 use kagami::format::frame::FrameKind;
-use kagami::format::msg::{Hello, Msg, RejectCode};
+use kagami::format::msg::{Hello, Msg, Offered, RejectCode, Wish};
 use kagami::net::{Addr, Identity, PeerKey};
 use std::fs;
 use std::io::Write;
@@ -132,9 +132,10 @@ fn greet(link: kagami::base::Result<kagami::net::Link>, change: impl Fn(&mut Hel
         group_id: 1,
         pair: "sync".into(),
         is_async: false,
-        volumes: vec![("vol0".into(), String::new(), 0)],
+        volumes: vec![Offered { name: "vol0".into(), port: "p0".into(), lu: 0, head: None }],
         chain: vec![],
         head: Seq(0),
+        wish: Wish::Link,
     };
     change(&mut hello);
     w.send(&Msg::Hello(hello).frame()?)?;
@@ -142,6 +143,14 @@ fn greet(link: kagami::base::Result<kagami::net::Link>, change: impl Fn(&mut Hel
     let h = r.recv_within(&mut buf, SOON)?;
     assert_eq!(h.kind, FrameKind::Msg);
     Msg::parse(&buf, &h)
+}
+
+/// The group's random id, from a region's identity (`format` knows how it is kept).
+fn group_id(lab: &Lab) -> u64 {
+    let place = lab.site_dir("sync").join("region/.kagami/identity");
+    let id: kagami::store::region::Identity =
+        kagami::store::files::load(&place, b"KGMREGN\0", 1).unwrap().expect("an identity");
+    id.group_id
 }
 
 #[test]
@@ -165,12 +174,19 @@ fn peers_of_another_version_group_or_volume_are_refused() {
     let (code, text) = says(&|h| h.group = "other".into());
     assert_eq!(code, RejectCode::UnknownPair);
     assert!(text.contains("other") && text.contains("site file"), "{text}");
-    let (code, text) = says(&|h| h.volumes[0].0 = "vol9".into());
-    assert_eq!(code, RejectCode::UnknownPair);
-    assert!(text.contains("vol9") && text.contains("vol0"), "{text}");
     let (code, text) = says(&|_| {});
     assert_eq!(code, RejectCode::OtherGroup);
     assert!(text.contains("another group"), "{text}");
+    let id = group_id(&lab);
+    let (code, text) = says(&|h| (h.group_id, h.volumes[0].port) = (id, "p9".into()));
+    assert_eq!(code, RejectCode::UnknownPair);
+    assert!(text.contains("p9/0") && text.contains("p0/0 (vol0)") && text.contains("remote = \"p9/0\""), "{text}");
+    let (code, text) = says(&|h| (h.group_id, h.volumes) = (id, vec![]));
+    assert_eq!(code, RejectCode::UnknownPair);
+    assert!(text.contains("volume vol0 (p0/0) has no counterpart"), "{text}");
+    let (code, text) = says(&|h| h.group_id = id);
+    assert_eq!(code, RejectCode::DoesNotFit);
+    assert!(text.contains("no config definition"), "{text}");
     // All that has not disturbed the pair.
     fs::write(lab.mnt().join("after"), b"x").unwrap();
     settled(&lab);
@@ -323,6 +339,47 @@ fn missing_fuse_is_told_with_what_to_install() {
     let said = format!("{}{}", text(&out.stdout), text(&out.stderr));
     assert!(matches!(out.status.code(), Some(1 | 2)), "{:?} {said}", out.status);
     assert!(said.contains("fusermount3") && said.contains("fuse3"), "{said}");
+}
+
+#[test]
+fn a_missing_fuse_device_is_told_and_the_group_serves_its_peers() {
+    if !is_root() {
+        let why = "only root can hide the device";
+        return support::skipped("a_missing_fuse_device_is_told_and_the_group_serves_its_peers", why);
+    }
+    let lab = Lab::up(&["--sites", "2"]);
+    fill(&lab);
+    // A shell in a mount namespace of its own, whose /dev has no fuse.
+    let without = |command: &str| {
+        let dev = lab.dir().join("dev");
+        let script = format!(
+            "set -e; mkdir -p {dev}; mount -t tmpfs none {dev}
+             for f in null zero urandom random; do touch {dev}/$f; mount --bind /dev/$f {dev}/$f; done
+             mount --rbind {dev} /dev; exec {program} {command}",
+            dev = dev.display(),
+            program = support::lab::kagami().get_program().display(),
+        );
+        run(Command::new("unshare").args(["-m", "sh", "-c", &script]), Duration::from_secs(60))
+    };
+    let other = lab.dir().join("other");
+    ends(&without(&format!("lab up {}", other.display())), 1, &["/dev/fuse is missing", "modprobe fuse"]);
+    // A node that is there already and loses the device when it starts again: its peers are served, and it says why
+    // nothing is mounted.
+    lab.kill("primary");
+    run(Command::new("umount").arg("-l").arg(lab.mnt()), SOON);
+    let pid = lab.site_dir("primary").join("node.pid");
+    let (config, pid) = (lab.config("primary"), pid.display());
+    ends(&without(&format!("--config {} node -d --pid-file {pid}", config.display())), 0, &[]);
+    let mut said = String::new();
+    let told = wait_until(SOON, || {
+        said = lab.try_status("primary").map_or(String::new(), |s| s["groups"][0]["reason"].to_string());
+        said.contains("not mounted") && said.contains("/dev/fuse")
+    });
+    assert!(told, "{said}");
+    lab.wait_pair("primary", "sync", "PAIR", SOON);
+    restart(&lab, "primary");
+    settled(&lab);
+    lab.down();
 }
 
 #[test]

@@ -196,6 +196,51 @@ fn unsafe_stands_in_os_alone() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What cargo-deny would refuse, also where it is not installed: another registry, a licence that is not listed in
+/// deny.toml. And every exception there says why.
+#[test]
+fn dependencies_come_from_the_registry_under_listed_licences() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let deny: toml::Value = toml::from_str(&fs::read_to_string(root.join("deny.toml")).unwrap()).unwrap();
+    let list = |section: &str, key: &str| deny[section][key].as_array().cloned().unwrap_or_default();
+    for exception in list("advisories", "ignore") {
+        let reason = exception.get("reason").and_then(|r| r.as_str()).unwrap_or_default();
+        assert!(reason.len() > 10, "an exception without a reason: {exception}");
+    }
+    let allowed: Vec<String> = list("licenses", "allow").iter().filter_map(|l| l.as_str().map(str::to_owned)).collect();
+    // Only what is built here: the rest need not be on this machine.
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let args = ["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", &platform];
+    let out = std::process::Command::new(env!("CARGO")).args(args).current_dir(root).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let all: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let packages = all["packages"].as_array().unwrap();
+    let mut wrong = Vec::new();
+    for p in packages {
+        let own = p["source"].is_null() && p["name"] == "kagami";
+        if !own && p["source"] != "registry+https://github.com/rust-lang/crates.io-index" {
+            wrong.push(format!("{} comes from {}", p["name"], p["source"]));
+        }
+        let licence = p["license"].as_str().unwrap_or("none");
+        if !licence_is_allowed(licence, &allowed) {
+            wrong.push(format!("{} is under {licence}", p["name"]));
+        }
+    }
+    assert!(packages.len() > 50 && wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(!licence_is_allowed("GPL-3.0", &allowed) && !licence_is_allowed("MIT AND GPL-3.0", &allowed));
+}
+
+/// One side of each OR, both of each AND. Without nested parentheses, which nobody uses.
+fn licence_is_allowed(expression: &str, allowed: &[String]) -> bool {
+    let one = |l: &str| allowed.iter().any(|a| a == l.trim().trim_matches(['(', ')']));
+    let any = |part: &str| part.replace('/', " OR ").split(" OR ").any(one);
+    // "A AND (B OR C)" and "(A OR B) AND C", but "A OR B AND C" is A OR (B AND C).
+    match expression.contains('(') {
+        true => expression.split(" AND ").all(any),
+        false => expression.replace('/', " OR ").split(" OR ").any(|part| part.split(" AND ").all(one)),
+    }
+}
+
 #[test]
 fn source_files_stay_readable() {
     let mut wrong = Vec::new();

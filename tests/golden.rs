@@ -4,20 +4,30 @@
 
 use kagami::base::{DirId, Epoch, LinkId, Name, Seq, VolId, time::Time};
 use kagami::format::frame::{self, FrameKind};
-use kagami::format::msg::{Ask, CopyState, Have, Hello, Listed, Msg, RejectCode, Told, Welcome};
+use kagami::format::loss::{self, Cause, Lost, Part};
+use kagami::format::msg::{
+    Ask, Begin, CopyState, Cut, Have, Hello, Listed, Msg, Offered, PairOrder, RejectCode, Told, Welcome, Wish,
+};
 use kagami::format::op::{Attr, Entry, NodeKind, Op, Target, TxnBegin, TxnCommit};
-use kagami::format::{codec, file};
+use kagami::format::{codec, file, vote};
 use kagami::net::Token;
-use kagami::node::pairs::Pair;
+use kagami::node::events::Events;
+use kagami::node::mounter::{MountOption, MountOptions};
+use kagami::node::pairs::{Ends, Pair};
 use kagami::pair::change::{Change, NsChange, Rec, What};
 use kagami::pair::state::{Event, Mode, Reason, State};
+use kagami::pair::vote::Record;
+use kagami::store::activity::{ActiveDir, Record as Activity, Replay};
+use kagami::store::before::{Object, Was};
+use kagami::store::doubt::{Doubt, Doubts};
 use kagami::store::exec::{Before, Pre};
 use kagami::store::idtable::IdTable;
 use kagami::store::journal::Journal;
+use kagami::store::kept::Kept;
 use kagami::store::live::{Intent, Live};
-use kagami::store::log::EntryLog;
+use kagami::store::log::{EntryLog, Shape};
 use kagami::store::region::{Identity, Region};
-use kagami::store::replica::State as ReplicaState;
+use kagami::store::replica::{Cut as StoreCut, State as ReplicaState};
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> PathBuf {
@@ -46,7 +56,7 @@ fn time() -> Time {
 }
 
 fn epoch() -> Epoch {
-    Epoch { number: 3, site: "tokyo".into(), random: 0xfeed_f00d_dead_beef, parent: Seq(41) }
+    Epoch { number: 3, site: "tokyo".into(), random: 0xfeed_f00d_dead_beef, parent: Seq(41), over: 0xfeed }
 }
 
 fn attr() -> Attr {
@@ -100,7 +110,7 @@ fn ops() -> Vec<(Op, &'static [u8])> {
         Op::Fsync,
         Op::EpochStart { epoch: epoch() },
         Op::Heartbeat,
-        Op::Keep { at: name("h"), kept: b"kept".to_vec() },
+        Op::Keep { event: 7, at: Some(name("h")), lost: Box::new(lost()) },
         Op::ConfigDef { body: b"config".to_vec() },
     ];
     all.extend(rest.into_iter().map(|o| (o, &b""[..])));
@@ -109,6 +119,56 @@ fn ops() -> Vec<(Op, &'static [u8])> {
 }
 
 /// Every frame that can be in an entry log.
+fn lost() -> Lost {
+    Lost {
+        n: 3,
+        vol: VolId(1),
+        path: b"dir/f".to_vec(),
+        what: vec![
+            Part::Created,
+            Part::Content,
+            Part::Attributes,
+            Part::Name,
+            Part::Removed,
+            Part::Changed,
+            Part::Link,
+        ],
+        now: Some(b"other".to_vec()),
+        kept: true,
+        mode: 0o100644,
+        uid: 1000,
+        gid: 1001,
+        size: 4096,
+        mtime: time(),
+        rdev: 5,
+        target: b"to".to_vec(),
+        xattrs: vec![(b"user.k".to_vec(), b"v".to_vec())],
+    }
+}
+
+/// A loss manifest: its event, then its objects (G6).
+#[test]
+fn loss_manifest() {
+    for (i, cause) in [Cause::SetBack, Cause::NeverArrived, Cause::CutShort, Cause::Overwritten].into_iter().enumerate()
+    {
+        let event = loss::Event {
+            id: 0xfeed,
+            time: time(),
+            cause,
+            common: Seq(40),
+            head: Seq(50),
+            lost: Some(epoch()),
+            won: None,
+            since: Some(time()),
+            words: "words".into(),
+            objects: 1,
+            bytes: 4096,
+        };
+        let kept = same(&format!("manifest-{i}.loss"), &loss::manifest(&event, &[lost()]).unwrap());
+        assert_eq!(loss::parse(&kept, "manifest").unwrap(), (event, vec![lost()]));
+    }
+}
+
 fn log_frames() -> Vec<Vec<u8>> {
     let entry = |seq, (op, data): (Op, &[u8])| Entry { seq, vol: VolId(1), time: time(), op }.frame(data).unwrap();
     let mut all: Vec<Vec<u8>> = ops().into_iter().zip(42..).map(|(o, s)| entry(Seq(s), o)).collect();
@@ -130,9 +190,10 @@ fn messages() -> Vec<Msg> {
         group_id: 9,
         pair: "main".into(),
         is_async: true,
-        volumes: vec![("papers".into(), "port".into(), 2)],
+        volumes: vec![Offered { name: "papers".into(), port: "port".into(), lu: 2, head: Some(vec![1, 2, 3]) }],
         chain: chain.clone(),
         head: Seq(50),
+        wish: Wish::Look,
     };
     let welcome = Welcome {
         version: 1,
@@ -144,17 +205,20 @@ fn messages() -> Vec<Msg> {
         journal_after: Seq(12),
         copy: CopyState::Consistent,
         exact: true,
+        cuts: vec![Cut { low: Seq(30), head: Seq(33), dirs: vec![(vol, dir, true)], open: true }],
+        torn: false,
+        yields: true,
     };
     let positions = (Seq(3), Seq(2), Seq(1));
     let (received, durable, applied) = positions;
     let told = Told { have: Some(have()), blocks: vec![vec![None, Some([7; 16])]] };
     let listed = Listed { name: b"f".to_vec(), have: have() };
     let mut all = vec![
-        Msg::Hello(hello),
+        Msg::Hello(hello.clone()),
         Msg::Welcome(welcome),
-        Msg::Ping { head: Seq(50), trim: Seq(40), in_pair: true },
-        Msg::Pong { received, durable, applied },
-        Msg::Ack { received, durable, applied },
+        Msg::Ping { head: Seq(50), trim: Seq(40), in_pair: true, unsent: 4096, time: Time { sec: 1, nsec: 2 } },
+        Msg::Pong { received, durable, applied, checkpoint: Seq(1), confirmed: None },
+        Msg::Ack { received, durable, applied, checkpoint: Seq(1), confirmed: Some(Time { sec: 1, nsec: 2 }) },
         Msg::Suspend { reason: text.clone() },
         Msg::Prepare { id, from: Seq(40), bytes: 1 << 20, first_copy: false },
         Msg::Ready { id },
@@ -173,9 +237,22 @@ fn messages() -> Vec<Msg> {
         Msg::Held { id, ok: true },
         Msg::Release { id },
         Msg::Released { id, kept: false },
-        Msg::WhyAsk { id, vol, path: vec![b"a".to_vec(), b"b".to_vec()] },
-        Msg::WhyTold { id, text: text.clone() },
+        Msg::Parting { deleted: true },
+        Msg::PathsAsk { id, names: vec![(vol, name("f"))] },
+        Msg::Paths { id, paths: vec![b"dir/f".to_vec()] },
+        Msg::Hello(Hello { wish: Wish::Order(PairOrder::Create(Begin::Compare)), ..hello }),
     ];
+    let ask = |fit, want| vote::Ask { site: "osaka".into(), term: 4, number: 9, fit, want };
+    all.extend([
+        Msg::Vote(ask(None, vote::Want::Stand)),
+        Msg::Vote(ask(Some(true), vote::Want::Lead { backed: true, forced: false })),
+        Msg::Vote(ask(None, vote::Want::Release(Some("tokyo".into())))),
+        Msg::Voted(vote::Answer::Granted { fit: true }),
+        Msg::Voted(vote::Answer::Held { by: "tokyo".into(), left_ms: 4999 }),
+        Msg::Voted(vote::Answer::Stale { holder: "tokyo".into() }),
+        Msg::Voted(vote::Answer::Old { term: 5 }),
+        Msg::Voted(vote::Answer::Blank),
+    ]);
     let codes = [
         RejectCode::Version,
         RejectCode::UnknownPeer,
@@ -188,6 +265,11 @@ fn messages() -> Vec<Msg> {
         RejectCode::Fault,
     ];
     all.extend(codes.map(|code| Msg::Reject { code, text: text.clone(), chain: chain.clone(), head: Seq(1) }));
+    all.extend([
+        Msg::Survey { id },
+        Msg::Surveyed { id },
+        Msg::Same { id, vol, dirs: vec![(DirId(98), dir)], links: vec![(name("f"), LinkId(7))], last: true },
+    ]);
     all
 }
 
@@ -214,13 +296,14 @@ fn frames_of_messages() {
 #[test]
 fn entry_log_with_every_operation() {
     let d = tempfile::tempdir().unwrap();
-    let log = EntryLog::open(d.path(), 0).unwrap();
+    let log = EntryLog::open(d.path(), 0, Shape::of_log(512 << 20)).unwrap();
     log.append(&log_frames().concat()).unwrap();
     drop(log);
     let path = d.path().join("0000000000000000.kl");
     let kept = same("queue.kl", &std::fs::read(&path).unwrap());
     std::fs::write(&path, &kept).unwrap();
-    let (log, mut buf, mut at, mut read) = (EntryLog::open(d.path(), 0).unwrap(), Vec::new(), 0, Vec::new());
+    let (log, mut buf, mut at, mut read) =
+        (EntryLog::open(d.path(), 0, Shape::of_log(512 << 20)).unwrap(), Vec::new(), 0, Vec::new());
     while let Some(next) = log.read(at, &mut buf).unwrap() {
         read.push(buf.clone());
         at = next;
@@ -253,13 +336,21 @@ fn change_journal() {
     j.attr(Seq(21), v, &Target::Dir(DirId(99)), What::Dir(DirId(99))).unwrap();
     j.begin_jump(Seq(21), Seq(30)).unwrap();
     j.attr(Seq(30), v, &Target::File(name("h")), What::File).unwrap();
+    j.rotate(Seq(30)).unwrap();
+    j.attr(Seq(31), v, &Target::File(name("h")), What::File).unwrap();
+    j.names(Seq(32), v, NsChange::Create { at: name("i") }).unwrap();
+    j.split(Seq(31), Seq(32)).unwrap();
     drop(j);
-    for file in ["0000000000000001.kj", "0000000000000002.kj"] {
+    for file in ["0000000000000001.kj", "0000000000000002.kj", "0000000000000003.kj", "0000000000000004.kj"] {
         let path = d.path().join(file);
         let kept = same(&format!("journal-{file}"), &std::fs::read(&path).unwrap());
         std::fs::write(&path, kept).unwrap();
     }
-    let recs = Journal::open(d.path(), Seq(30), 1 << 30).unwrap().since(Seq(10)).unwrap();
+    let j = Journal::open(d.path(), Seq(32), 1 << 30).unwrap();
+    let created = |at| Change::Ns(NsChange::Create { at });
+    assert_eq!(j.since(Seq(31)).unwrap(), [Rec { seq: Seq(32), vol: v, change: created(name("i")) }]);
+    let mut recs = j.since(Seq(10)).unwrap();
+    recs.truncate(recs.len() - 2);
     let names: Vec<&NsChange> =
         recs.iter().filter_map(|r| if let Change::Ns(n) = &r.change { Some(n) } else { None }).collect();
     assert_eq!(names, ns.iter().collect::<Vec<_>>());
@@ -281,18 +372,25 @@ fn directory_ids() {
     t.put_link(LinkId(5), &name("l1")).unwrap();
     t.put_link(LinkId(5), &name("l2")).unwrap();
     t.drop_link(&name("l1")).unwrap();
+    let xattrs = vec![(b"trusted.a".to_vec(), vec![1, 2])];
+    let device = Some((libc::S_IFBLK, libc::makedev(7, 300)));
+    let beside = Kept { device, mode: Some(0o4660), uid: Some(0), gid: Some(6), xattrs };
+    t.set_kept(9, beside.clone()).unwrap();
+    t.set_kept(10, Kept { uid: Some(3), ..Kept::default() }).unwrap();
+    t.set_kept(10, Kept::default()).unwrap();
     drop(t);
     let kept = same("ids", &std::fs::read(&path).unwrap());
     std::fs::write(&path, kept).unwrap();
     let t = IdTable::open(&path).unwrap();
     assert_eq!((t.len(), t.by_ino(7), t.names_of(LinkId(5))), (1, Some(DirId(100)), &[name("l2")][..]));
+    assert_eq!((t.kept().len(), t.kept().get(9).map(|k| &**k)), (1, Some(&beside)));
 }
 
 #[test]
 fn live_page() {
     let d = tempfile::tempdir().unwrap();
     let path = d.path().join("live");
-    let before = Before { ino: 12, what: What::File, nlink: 1 };
+    let before = Before { ino: 12, what: What::File, nlink: 1, cost: 4096 };
     let intent = Intent {
         seq: Seq(43),
         vol: VolId(0),
@@ -337,6 +435,12 @@ fn state_files() {
     let identity =
         Identity { region: 1, group: "docs".into(), group_id: 2, volume: "papers".into(), vol: VolId(0), tree_ino: 3 };
     state_file("identity", b"KGMREGN\0", identity);
+    let dirs = vec![ActiveDir { vol: VolId(0), dir: DirId(20), below: true }];
+    let cut = StoreCut { low: Seq(5), head: Seq(6), time: 1_764_000_000, dirs: dirs.clone(), open: true };
+    let replay =
+        Replay { lsn: 4000, applied: Seq(4), last: Seq(5), txn: Some((Seq(5), Seq(9))), journal: (3, 700), names: 12 };
+    let active = Activity { count: 4, at: Seq(5), time: 1_764_000_000, tables: vec![16], dirs, replay: Some(replay) };
+    state_file("active", b"KGMACTV\0", active);
     let state = ReplicaState {
         chain: vec![epoch()],
         copy: CopyState::Consistent,
@@ -344,28 +448,77 @@ fn state_files() {
         suspect: true,
         crashes: vec![(Seq(5), Seq(6))],
         was_primary: true,
+        cuts: vec![cut],
+        torn: true,
+        yields: true,
+        replay: 4100,
+        unmended: vec!["papers/a is gone".into()],
     };
     state_file("state", b"KGMSTAT\0", state);
     state_file("role", b"KGMROLE\0", role());
+    let doubt = Doubt {
+        seq: Seq(9),
+        time: time(),
+        vol: VolId(1),
+        path: b"a/b".to_vec(),
+        what: "write 0..5".into(),
+        undone: true,
+    };
+    let doubts = Doubts { since: time(), had: Seq(8), refused: 3, entries: vec![doubt], more: 2 };
+    state_file("doubts", b"KGMDOUB\0", doubts);
+    let record = Record { holder: "tokyo".into(), term: 4, number: 9, fit: true, to: Some("osaka".into()) };
+    state_file("votes", b"KGMVOTE\0", (Some(record), false));
+}
+
+/// What names were at the last checkpoint: the number, then a record for each name.
+#[test]
+fn before() {
+    let at = |name: &str| Name::new(DirId(20), name);
+    let object = Object { ino: 7, born: Time { sec: 1_764_000_000, nsec: 5 } };
+    let were = [
+        Was { vol: VolId(0), at: at("a"), object: Some((object, What::Linked(LinkId(9)), 0o100_000)) },
+        Was { vol: VolId(1), at: at("b"), object: None },
+    ];
+    let mut now = file::header(b"KGMBFOR\0", 1).to_vec();
+    file::put_record(&mut now, &codec::encode(&12u64).unwrap());
+    were.iter().for_each(|w| file::put_record(&mut now, &codec::encode(w).unwrap()));
+    let kept = same("before0", &now);
+    let d = tempfile::tempdir().unwrap();
+    std::fs::write(d.path().join("before0"), kept).unwrap();
+    assert_eq!(kagami::store::before::read(d.path(), 12).unwrap(), were);
+    assert_eq!(kagami::store::before::read(d.path(), 14).unwrap(), [], "those of another checkpoint");
 }
 
 /// What a node persists of a group's role: is primary, mounts, legs, leg in use.
-type Role = (bool, Vec<(u16, Vec<u8>)>, Vec<Vec<Vec<u8>>>, u32);
+type Role = (bool, Vec<(u16, Vec<u8>, MountOptions)>, Vec<Vec<Vec<u8>>>, Vec<u32>, u32, Vec<(u64, String)>, u8);
 
 fn role() -> Role {
-    (true, vec![(0, b"/mnt".to_vec())], vec![vec![b"/region".to_vec()]], 0)
+    (
+        true,
+        vec![(0, b"/mnt".to_vec(), MountOptions::from([MountOption::ReadOnly, MountOption::NoExec]))],
+        vec![vec![b"/region".to_vec()], vec![b"/removed".to_vec()]],
+        vec![1],
+        0,
+        vec![(100_000_000, "raid1".into())],
+        0,
+    )
 }
 
 #[test]
 fn pair_state() {
     let d = tempfile::tempdir().unwrap();
-    let pair = Pair::load(d.path(), "docs", "main", Mode::Sync, "osaka").unwrap();
+    let events = Events::open(d.path(), "tokyo").unwrap();
+    let load = || {
+        let ends = Ends { name: "papers".into(), here: ("21b".into(), 0), there: ("21d".into(), 3) };
+        Pair::load((d.path(), &events), "docs", "main", Mode::Sync, "osaka", vec![ends]).unwrap()
+    };
+    let pair = load();
     pair.event(Event::Create { no_copy: true }, None).unwrap();
     pair.event(Event::Fault(Reason::Behind), None).unwrap();
     let path = d.path().join("pairs/docs.main");
     let kept = same("pair", &std::fs::read(&path).unwrap());
     std::fs::write(&path, kept).unwrap();
-    let again = Pair::load(d.path(), "docs", "main", Mode::Sync, "osaka").unwrap();
+    let again = load();
     assert_eq!(again.state(), State::Psue(Reason::Behind));
 }
 

@@ -1,6 +1,6 @@
 //! CD-4: the config definition is written at the first mount and travels in the copy, first copy and resync alike.
 
-mod support;
+use crate::support;
 
 use support::lab::Lab;
 

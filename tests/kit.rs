@@ -1,6 +1,6 @@
 //! Tests of the tests' own tools: the comparison notices each kind of difference, the checkers find planted faults.
 
-mod support;
+use crate::support;
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -215,7 +215,13 @@ fn false_lab(dir: &Path) -> std::process::Child {
     fs::create_dir_all(dir.join("mnt")).unwrap();
     let program = dir.join("kagami-false");
     fs::copy("/bin/sleep", &program).unwrap();
-    let child = Command::new(program).arg("60").spawn().unwrap();
+    // A test beside this one may have forked while the copy was open for writing.
+    let mut child = Command::new(&program).arg("60").spawn();
+    while child.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ExecutableFileBusy) {
+        std::thread::sleep(Duration::from_millis(10));
+        child = Command::new(&program).arg("60").spawn();
+    }
+    let child = child.unwrap();
     fs::write(dir.join("primary/node.pid"), format!("{}\n", child.id())).unwrap();
     if is_root() {
         support::run_ok(

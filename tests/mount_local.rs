@@ -3,12 +3,13 @@
 //! Each entry goes through its frame and back, with every check a receiver makes. What the mount does not send, or sends
 //! wrongly, is a difference of the two trees at the end. Works as root and as an ordinary user.
 
-mod mirror;
-mod support;
+use crate::mirror;
+use crate::support;
 
 use mirror::Lab;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -211,6 +212,147 @@ fn refused_and_in_doubt_with_write_through() {
     refused_and_in_doubt(true);
 }
 
+/// MS-6: what is refused and undone leaves nothing behind: not in the tree, not at the peer, not in the page cache, not in
+/// what is mapped, not under a descriptor that was open before.
+#[test]
+fn ms6_what_is_refused_and_undone_was_never_there() {
+    let lab = Lab::up(true);
+    let p = |n: &str| lab.mnt().join(n);
+    let old: Vec<u8> = (0..40_000u32).map(|i| i as u8).collect();
+    fs::write(p("file"), &old).unwrap();
+    fs::create_dir(p("dir")).unwrap();
+    std::os::unix::fs::symlink("file", p("link")).unwrap();
+    let sparse = fs::File::create(p("sparse")).unwrap();
+    sparse.write_all_at(b"end", 1 << 20).unwrap();
+    let rw = |n: &str| fs::OpenOptions::new().read(true).write(true).open(p(n)).unwrap();
+    let (f, holes, gone) = (rw("file"), rw("sparse"), rw("file"));
+    let map = posix::data::Map::new(f.as_raw_fd(), old.len());
+    assert_eq!(map.get(5000), old[5000]);
+    fs::set_permissions(p("file"), fs::Permissions::from_mode(0o6755)).unwrap();
+    lab.compare();
+    let digest = || support::tree_digest(&lab.dir().join("a/tree")).unwrap();
+    let before = digest();
+    lab.order.undo.store(true, Ordering::Release);
+    let eio = |what: &str, r: std::io::Result<()>| {
+        assert_eq!(r.unwrap_err().raw_os_error(), Some(libc::EIO), "{what}");
+        let failed = std::mem::take(&mut *lab.order.undo_failed.lock());
+        assert!(failed.is_empty(), "{what}: {failed:?}");
+        // The first to ask is told of a page that could not be written.
+        let _ = kagami::os::sys::syncfs(fs::File::open(lab.mnt()).unwrap());
+        lab.compare();
+        assert_eq!(digest(), before, "{what}");
+    };
+    eio("write", f.write_all_at(b"new", 100));
+    eio("write over the end", f.write_all_at(&[7; 9000], 39_990));
+    eio("write far beyond the end", f.write_all_at(b"x", 1 << 22));
+    eio("write into a hole", holes.write_all_at(&[1; 10_000], 200_001));
+    eio("append", fs::OpenOptions::new().append(true).open(p("file")).unwrap().write_all(b"more"));
+    eio("cut", f.set_len(17));
+    eio("lengthen", f.set_len(1 << 20));
+    eio("open with O_TRUNC", fs::File::create(p("file")).map(drop));
+    eio("create", fs::File::create_new(p("new")).map(drop));
+    eio("mkdir", fs::create_dir(p("dir/new")));
+    eio("symlink", std::os::unix::fs::symlink("x", p("new")));
+    eio("link", fs::hard_link(p("file"), p("dir/other")));
+    eio("rename", fs::rename(p("file"), p("dir/moved")));
+    eio("rename of a directory", fs::rename(p("dir"), p("dir2")));
+    eio("chmod", fs::set_permissions(p("dir"), fs::Permissions::from_mode(0o711)));
+    eio("utimes", f.set_modified(std::time::UNIX_EPOCH));
+    let all = kagami::os::sys::fallocate;
+    eio("hole", all(&f, 3, 4096, 8192));
+    eio("zero", all(&f, 16, 4100, 8192));
+    eio("allocate", all(&holes, 0, 0, 2 << 20));
+    eio("setxattr", support::sys::set_xattr(&p("file"), "user.x", b"1"));
+    eio("copy", support::sys::copy_file_range(holes.as_raw_fd(), 0, f.as_raw_fd(), 30_000, 1 << 20).map(drop));
+    // Through the mapping: the page is written back by msync, refused, and what is mapped is the old page again.
+    map.set(5000, !old[5000]);
+    eio("msync", map.try_sync());
+    soon("the mapping shows the old byte", || map.get(5000) == old[5000]);
+    soon("so does the page cache", || fs::read(p("file")).is_ok_and(|b| b == old));
+    let mut now = vec![0; old.len()];
+    gone.read_exact_at(&mut now, 0).unwrap();
+    assert_eq!(now, old, "so does a descriptor that was open before");
+    soon("and the old size", || fs::metadata(p("file")).is_ok_and(|m| m.len() == old.len() as u64));
+    lab.order.undo.store(false, Ordering::Release);
+    drop((map, f, holes, gone, sparse));
+    let _ = kagami::os::sys::syncfs(fs::File::open(lab.mnt()).unwrap());
+    lab.finish();
+}
+
+/// One random change that removes nothing, and allocates nothing that is not written: what a filesystem makes of that is its
+/// own business.
+fn change(mnt: &Path, rng: &mut support::Rng) -> std::io::Result<()> {
+    let name = |n: u64| mnt.join(format!("d{}/f{}", n % 3, n / 3 % 5));
+    let (a, b) = (name(rng.next()), name(rng.next()));
+    let mut data = vec![0; 1 + rng.below(30_000) as usize];
+    rng.fill(&mut data);
+    let off = rng.below(90_000);
+    let open = |p: &Path| fs::OpenOptions::new().read(true).write(true).open(p);
+    let range = |rng: &mut support::Rng| (rng.below(60_000), 1 + rng.below(30_000));
+    match rng.below(15) {
+        0..=2 => open(&a)?.write_all_at(&data, off),
+        3 => fs::OpenOptions::new().append(true).open(a)?.write_all(&data),
+        4 | 5 => open(&a)?.set_len(off),
+        6 => {
+            let (from, len) = range(rng);
+            kagami::os::sys::fallocate(open(&a)?, 3, from, len)
+        }
+        7 | 8 => fs::File::create_new(a).map(drop),
+        9 => fs::hard_link(a, b),
+        10 if !b.exists() => fs::rename(a, b),
+        11 => fs::set_permissions(a, fs::Permissions::from_mode(0o600 | (off as u32 & 0o6177))),
+        12 => open(&a)?.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_nanos(rng.next() >> 2)),
+        13 => support::sys::set_xattr(&a, "user.x", &data[..data.len() % 200]),
+        14 => {
+            let (from, len) = range(rng);
+            support::sys::copy_file_range(
+                open(&a)?.as_raw_fd(),
+                from as i64,
+                open(&b)?.as_raw_fd(),
+                off as i64,
+                len as usize,
+            )
+            .map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// MS-6: whatever is changed at random is undone exactly, in the tree and at the peer, on trees that random changes made.
+#[test]
+fn ms6_random_changes_are_undone_exactly() {
+    let lab = Lab::up(true);
+    let mut rng = support::Rng::new(support::seed("undone"));
+    (0..3).for_each(|i| fs::create_dir(lab.mnt().join(format!("d{i}"))).unwrap());
+    let (mut done, mut refused) = (0, 0);
+    for _ in 0..support::env_number("KAGAMI_UNDO_STEPS", 40) {
+        done += (0..12).filter(|_| change(lab.mnt(), &mut rng).is_ok()).count();
+        lab.compare();
+        let (tree, copy) = (lab.dir().join("a/tree"), tempfile::tempdir_in(support::base_dir()).unwrap());
+        let before = support::tree_digest(&tree).unwrap();
+        support::run_ok(
+            std::process::Command::new("cp").arg("-a").arg(&tree).arg(copy.path().join("t")),
+            std::time::Duration::from_secs(60),
+        );
+        lab.order.undo.store(true, Ordering::Release);
+        for _ in 0..8 {
+            let r = change(lab.mnt(), &mut rng);
+            refused += usize::from(r.is_err_and(|e| e.raw_os_error() == Some(libc::EIO)));
+        }
+        lab.order.undo.store(false, Ordering::Release);
+        let failed = std::mem::take(&mut *lab.order.undo_failed.lock());
+        assert!(failed.is_empty(), "{failed:?}");
+        lab.compare();
+        // A copy has holes of its own.
+        let options = support::tree::Options { holes: false, ..Default::default() };
+        support::compare_trees_with(&copy.path().join("t"), &tree, &options).unwrap_or_else(|e| panic!("{e:#?}"));
+        assert_eq!(support::tree_digest(&tree).unwrap(), before, "holes");
+    }
+    println!("{done} changes, {refused} more refused and undone");
+    assert!(refused > 0);
+    lab.finish();
+}
+
 #[test]
 fn another_region_takes_over_under_open_files() {
     let lab = Lab::up(false);
@@ -247,6 +389,70 @@ fn another_region_takes_over_under_open_files() {
     assert_eq!(fs::read_dir(lab.dir().join("b/tree")).unwrap().count(), 2);
     drop(f);
     lab.end();
+}
+
+/// G1: what the page cache writes, and its word for the file's time, goes out without a wait; the close that follows waits for
+/// both, and fails when they do not arrive. The time that an application sets is waited for by the call that sets it.
+#[test]
+fn g1_close_waits_for_what_the_page_cache_wrote() {
+    let lab = Lab::up(false);
+    let close = |f: fs::File| {
+        // SAFETY: the descriptor is this function's own.
+        match unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(f)) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error().raw_os_error()),
+        }
+    };
+    for (lost, want) in [(false, Ok(())), (true, Err(Some(libc::EIO))), (false, Ok(()))] {
+        let mut f = fs::File::create(lab.mnt().join("f")).unwrap();
+        f.write_all(b"content").unwrap();
+        lab.order.lose_attrs.store(lost, Ordering::Release);
+        assert_eq!(close(f), want);
+    }
+    // The content, at a close that writes it and at one that finds it written.
+    for sync in [false, true] {
+        let mut f = fs::File::create(lab.mnt().join("f")).unwrap();
+        f.write_all(b"content").unwrap();
+        lab.order.lose.store(true, Ordering::Release);
+        if sync {
+            let _ = kagami::os::sys::syncfs(fs::File::open(lab.mnt()).unwrap());
+        }
+        assert_eq!(close(f), Err(Some(libc::EIO)), "{sync}");
+        lab.order.lose.store(false, Ordering::Release);
+    }
+    let f = fs::OpenOptions::new().write(true).open(lab.mnt().join("f")).unwrap();
+    lab.order.lose_attrs.store(true, Ordering::Release);
+    let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    for times in [fs::FileTimes::new().set_modified(at), fs::FileTimes::new().set_modified(at).set_accessed(at)] {
+        assert_eq!(f.set_times(times).unwrap_err().raw_os_error(), Some(libc::EIO));
+    }
+    lab.order.lose_attrs.store(false, Ordering::Release);
+    f.set_times(fs::FileTimes::new().set_modified(at)).unwrap();
+    assert_eq!(close(f), Ok(()));
+    lab.finish();
+}
+
+/// A file that was made here has no capabilities until it is given some.
+#[test]
+fn capabilities_of_a_new_file_are_those_it_was_given() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::up(false);
+    let path = lab.mnt().join("f");
+    let f = fs::File::create(&path).unwrap();
+    let name = b"security.capability";
+    let none = |e: std::io::Error| e.raw_os_error() == Some(libc::ENODATA);
+    assert!(kagami::os::sys::getxattr(&f, b"", name).is_err_and(none));
+    let caps = [1u8, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    kagami::os::sys::setxattr(&f, b"", name, &caps, 0).unwrap();
+    assert_eq!(kagami::os::sys::getxattr(&f, b"", name).unwrap(), caps);
+    f.write_all_at(b"x", 0).unwrap();
+    drop(f);
+    let f = fs::File::open(&path).unwrap();
+    assert!(kagami::os::sys::getxattr(&f, b"", name).is_err_and(none), "a write takes them");
+    drop(f);
+    lab.finish();
 }
 
 /// One random operation; errors are the business of whoever came first.
@@ -338,11 +544,11 @@ fn a_mount_point_in_use_is_refused_and_a_dead_one_taken_over() {
     assert_eq!(fs::metadata(lab.mnt()).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
     let m = kagami::fs::mount(again, lab.mnt(), Default::default()).unwrap();
     assert_eq!(fs::read_dir(lab.mnt()).unwrap().count(), 0);
-    m.unmount().unwrap();
+    assert!(m.unmount(std::time::Duration::from_secs(20)).unwrap());
     assert!(fs::read_dir(lab.mnt()).unwrap().next().is_none());
 }
 
-/// `KAGAMI_RUN='git clone … && …' cargo test --test mount_local a_command -- --ignored`
+/// `KAGAMI_RUN='git clone … && …' cargo test --test all mount_local::a_command -- --ignored`
 #[test]
 #[ignore = "runs the shell command of KAGAMI_RUN in the mount"]
 fn a_command_of_your_own() {
@@ -360,7 +566,7 @@ fn the_end_of_a_mount_is_told() {
     let mnt = dir.path().join("mnt");
     fs::create_dir(&mnt).unwrap();
     let (tx, rx) = std::sync::mpsc::channel();
-    let on_end: kagami::fs::OnEnd = Box::new(move |why| tx.send(why).unwrap());
+    let on_end: kagami::node::mounter::OnEnd = Box::new(move |why| tx.send(why).unwrap());
     let opts = kagami::fs::MountOpts { on_end: Some(on_end), ..Default::default() };
     let m = kagami::fs::mount(v.clone(), &mnt, opts).unwrap();
     assert_eq!(v.open_handles(), 0);
@@ -368,5 +574,5 @@ fn the_end_of_a_mount_is_told() {
     let why = rx.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
     assert!(why.unwrap().contains("was unmounted"));
     assert!(m.wait_ended(std::time::Duration::from_secs(1)));
-    m.unmount().unwrap();
+    assert!(m.unmount(std::time::Duration::from_secs(20)).unwrap());
 }

@@ -1,7 +1,7 @@
 //! Real programs on the mount of a lab (A10), and the same tree at all sites afterwards: git, cargo, tar, SQLite, and
 //! PostgreSQL, whose primary site is killed while it works.
 
-mod support;
+use crate::support;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -354,7 +354,7 @@ fn postgresql_goes_on_at_the_sync_site_with_every_transaction_it_had_answered() 
         return support::skipped(TEST, "PostgreSQL has a user of its own, which only root can turn into");
     }
     let lab = Lab::up(&[]);
-    let seconds = support::env_number("KAGAMI_PGBENCH_SECONDS", 20).max(4);
+    let seconds = support::env_number("KAGAMI_PGBENCH_SECONDS", 60).max(4);
     let Some(mut pg) = Postgres::find(lab.mnt().join("pg/data")) else {
         return support::skipped(TEST, "PostgreSQL is not installed (scripts/setup.sh does that)");
     };

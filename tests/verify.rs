@@ -1,7 +1,7 @@
 //! `kagami verify` and `--repair` against a running lab: what was changed behind kagami's back is named and made equal,
 //! what changes by itself is not mistaken for a difference.
 
-mod support;
+use crate::support;
 
 use serde_json::Value;
 use std::fs;
@@ -257,5 +257,47 @@ fn a_pair_that_is_not_in_pair_is_refused() {
     let out = lab.at("primary", &["verify", "lab", "sync"]);
     assert_eq!(out.status.code(), Some(4), "{}", String::from_utf8_lossy(&out.stderr));
     lab.join("sync");
+    lab.down();
+}
+
+/// `kagami why`: every site is asked of the file itself; a peer that lacks it, or has other bytes, is named (MS-19, G7).
+#[test]
+fn why_tells_where_a_file_stands_at_each_site() {
+    let lab = Lab::up(&[]);
+    let file = lab.mnt().join("dir/report");
+    fs::create_dir(lab.mnt().join("dir")).unwrap();
+    fs::write(&file, b"as it should be").unwrap();
+    lab.wait(60);
+    let why = || -> Value {
+        let out = lab.at("primary", &["why", file.to_str().unwrap(), "--json"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let at = |v: &Value, site: &str| -> String {
+        let all = v["sites"].as_array().unwrap();
+        all.iter().find(|s| s["site"] == site).unwrap()["verdict"].as_str().unwrap().to_owned()
+    };
+    let told = why();
+    assert_eq!(told["file"], "dir/report");
+    assert_eq!(at(&told, "sync"), "the same as here");
+    assert_eq!(at(&told, "async"), "the same as here");
+    flip(&lab.tree("async").join("dir/report"), 3);
+    let told = why();
+    assert_eq!(at(&told, "sync"), "the same as here");
+    let odd = at(&told, "async");
+    assert!(odd.starts_with("differs in content; nothing is on its way"), "{odd}");
+    flip(&lab.tree("async").join("dir/report"), 3);
+    // A site that is away is not asked, and what it will need is told.
+    lab.cut("async");
+    lab.wait_pair("primary", "async", "PSUE", Duration::from_secs(20));
+    fs::write(&file, b"changed while one is away").unwrap();
+    let told = why();
+    assert!(at(&told, "async").starts_with("not known: the pair is in PSUE"), "{told}");
+    assert!(told["changes_not_yet_everywhere"].to_string().contains("content dir/report"), "{told}");
+    lab.join("async");
+    lab.wait(60);
+    assert_eq!(at(&why(), "async"), "the same as here");
+    let out = lab.at("primary", &["why", lab.mnt().join("dir/none").to_str().unwrap()]);
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("dir/none"), "{out:?}");
     lab.down();
 }

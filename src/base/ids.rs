@@ -70,9 +70,18 @@ impl fmt::Debug for Name {
 pub struct Seq(pub u64);
 
 impl Seq {
+    /// The largest position there is: a million entries a second take 290,000 years to get there. A greater one from disk or
+    /// wire is refused where it is read (G10), so that counting on from a position never ends the numbers.
+    pub const MAX: Seq = Seq(u64::MAX / 2);
+
     /// The next sequence number.
     pub fn next(self) -> Seq {
-        Seq(self.0 + 1)
+        Seq(self.0.saturating_add(1))
+    }
+
+    /// True for what can be a position.
+    pub fn is_valid(self) -> bool {
+        self <= Seq::MAX
     }
 }
 
@@ -87,9 +96,19 @@ pub struct Epoch {
     pub random: u64,
     /// The last sequence number of the parent: this epoch's entries start right after it.
     pub parent: Seq,
+    /// The operator's word after a split brain: this history wins over the epoch with these random bits; 0: none (G6).
+    pub over: u64,
 }
 
 impl Epoch {
+    /// True for an epoch that can be counted on from, by a site that can be (G10).
+    pub fn is_valid(&self) -> bool {
+        self.parent.is_valid()
+            && self.number <= Seq::MAX.0
+            && !self.site.is_empty()
+            && self.site.len() <= super::limits::NAME_BYTES_MAX
+    }
+
     /// Same epoch (number, site and random bits agree).
     pub fn same(&self, other: &Epoch) -> bool {
         self.number == other.number && self.random == other.random && self.site == other.site

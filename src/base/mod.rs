@@ -3,6 +3,8 @@
 pub mod error;
 pub mod ids;
 pub mod limits;
+pub mod planted;
+pub mod size;
 pub mod time;
 
 pub use error::{At, Error, Kind, Result};

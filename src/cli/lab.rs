@@ -1,6 +1,6 @@
 //! `kagami lab` and `kagami demo`.
 
-use super::args::{DemoArgs, FenceArg, LabCommand};
+use super::args_lab::{DemoArgs, FenceArg, LabCommand};
 use super::table::{self, Look};
 use super::wait::Line;
 use super::{say, say_json};

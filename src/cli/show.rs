@@ -11,7 +11,6 @@ use crate::node::control::{self, Request};
 use crate::node::status::{Progress, VerifyReport};
 use serde_json::Value;
 use std::io::IsTerminal;
-use std::path::Path;
 use std::time::Duration;
 
 /// A value as JSON or readable.
@@ -74,7 +73,7 @@ fn degraded(s: &crate::node::status::Status) -> Result<()> {
 }
 
 /// Calls the node and shows its progress.
-fn call_with_progress(site: &Site, req: &Request) -> Result<Value> {
+pub fn call_with_progress(site: &Site, req: &Request) -> Result<Value> {
     let line = Line::new();
     let r = control::call(&site.config.node.state_dir, req, |v| {
         let text = match serde_json::from_value::<Progress>(v.clone()) {
@@ -84,21 +83,6 @@ fn call_with_progress(site: &Site, req: &Request) -> Result<Value> {
         let _ = line.set(&text);
     });
     r.map_err(|e| site.hint(e))
-}
-
-/// `kagami takeover`.
-pub fn takeover(site: &Site, group: String, dry_run: bool, force: bool, at: Option<&Path>, json: bool) -> Result<()> {
-    site.config.group(&group)?;
-    let at = match at {
-        Some(p) => {
-            let p = std::path::absolute(p)?;
-            Some(p.to_str().ok_or_else(|| Error::config("--at must be UTF-8"))?.to_owned())
-        }
-        None => None,
-    };
-    let v = call_with_progress(site, &Request::Takeover { group, force, dry_run, at })?;
-    print(v, json);
-    Ok(())
 }
 
 /// `kagami verify`. Exit code 5 when the report says that replicas differ.

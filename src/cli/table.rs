@@ -1,6 +1,10 @@
 //! How `kagami status` looks: 80 columns by default, colours only on a terminal.
 
-use crate::node::status::{GroupStatus, Lag, PairStatus, Progress, ResyncStats, Status};
+use crate::node::loss::{LossEvent, LossObject};
+use crate::node::mounter;
+use crate::node::status::{
+    ArbiterStatus, DoubtStatus, GroupStatus, Lag, MountStatus, PairStatus, Progress, QueueStatus, ResyncStats, Status,
+};
 use crate::site::text::{bytes, count, plural, seconds};
 use std::fmt::Write;
 
@@ -25,7 +29,8 @@ impl Look {
         Look { width: width.clamp(40, 160), colour: tty && !no_colour && !dumb }
     }
 
-    fn paint(self, code: &str, text: &str) -> String {
+    /// Text in a colour, where colours are wanted.
+    pub fn paint(self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
@@ -64,6 +69,12 @@ pub fn status(s: &Status, group: Option<&str>, look: Look) -> String {
     let mut o = String::new();
     let cut = if s.cut { "   links cut" } else { "" };
     let _ = writeln!(o, "site {}   pid {}{cut}", look.paint("1", &s.site), s.pid);
+    let metrics = s.metrics.iter().filter(|m| m.starts_with("not ")).map(|m| format!("metrics are {m}"));
+    let events = s.events.failing.iter().map(|why| format!("events cannot be written: {why}"));
+    for r in metrics.chain(events) {
+        o += &look.paint("33", wrap(&r, 2, look.width).trim_end_matches('\n'));
+        o.push('\n');
+    }
     let groups: Vec<&GroupStatus> = s.groups.iter().filter(|g| group.is_none_or(|n| n == g.name)).collect();
     if groups.is_empty() {
         let _ = writeln!(o, "no groups: the site file has no [[group]]");
@@ -72,6 +83,20 @@ pub fn status(s: &Status, group: Option<&str>, look: Look) -> String {
         o += "\n";
         o += &one_group(g, look);
     }
+    o
+}
+
+/// Who has the votes, and what would happen without the primary.
+fn votes(a: &ArbiterStatus, look: Look) -> String {
+    let mut o = format!("takeover auto, arbiter {}, detection {} s; ", a.arbiter, a.detect_s);
+    o += &match &a.owner {
+        Some(s) if a.owner_for_s > 0.0 => format!("voted for site {s}, {:.1} s left", a.owner_for_s),
+        Some(s) => format!("voted for site {s} last"),
+        None => "voted for nobody here".into(),
+    };
+    let mut o = wrap(&o, 2, look.width);
+    let silent = a.voters.iter().filter_map(|v| Some(format!("{}: {}", v.name, v.said.as_ref()?)));
+    silent.chain((!a.takeover.is_empty()).then(|| a.takeover.clone())).for_each(|w| o += &wrap(&w, 4, look.width));
     o
 }
 
@@ -89,17 +114,40 @@ fn one_group(g: &GroupStatus, look: Look) -> String {
     }
     o += &wrap(&facts, 2, look.width);
     match (&g.mount, g.mounts.as_slice()) {
+        (_, [one]) => o += &format!("  mounted at {}{}\n", one.dir.display(), how(one)),
         (_, many) if many.len() > 1 => {
             for m in many {
-                o += &format!("  {} mounted at {}\n", m.volume, m.dir.display());
+                o += &format!("  {} mounted at {}{}\n", m.volume, m.dir.display(), how(m));
             }
         }
         (Some(m), _) => o += &format!("  mounted at {}\n", m.display()),
         (None, _) => o += "  not mounted\n",
     }
-    if let Some(r) = &g.reason {
+    if let Some(a) = &g.arbiter {
+        o += &votes(a, look);
+    }
+    let under_way = g.procedure.as_ref().map(|p| format!("a {} is under way, ordered here: {}", p.name, p.step));
+    for r in under_way.iter().chain(&g.reason).chain(&g.boot) {
         o += &look.paint("33", wrap(r, 2, look.width).trim_end_matches('\n'));
         o.push('\n');
+    }
+    if let Some(l) = &g.lost {
+        let what = match l.objects {
+            0 => format!("a loss is noted ({})", plural(l.events, "event")),
+            n => format!("{} kept, {}", plural(n, "losing version"), bytes(l.bytes)),
+        };
+        o += &look.paint("33", &format!("  {what} (kagami loss list)"));
+        o.push('\n');
+    }
+    if let Some(d) = &g.in_doubt {
+        o += &doubts(d, look);
+    }
+    if g.kept_beside > 0 {
+        let n = count(g.kept_beside);
+        let text = format!(
+            "{n} objects have an owner, mode, device or attribute that this node may not set: kept beside, and told to the other sites"
+        );
+        o += &wrap(&text, 2, look.width);
     }
     let all_well = g.legs.iter().all(|l| l.state == "synchronised");
     for l in g.legs.iter().filter(|_| g.legs.len() > 1 || !all_well) {
@@ -110,8 +158,9 @@ fn one_group(g: &GroupStatus, look: Look) -> String {
     }
     if g.pairs.is_empty() {
         o += "  no pairs\n";
-        return o;
+        return o + &applications(g, look);
     }
+    o += &wrap(&queued(&g.queue, g.role == "primary"), 2, look.width);
     let wide = |f: fn(&PairStatus) -> &str, least: usize| {
         g.pairs.iter().map(|p| f(p).chars().count()).max().unwrap_or(0).clamp(least, 16)
     };
@@ -120,7 +169,40 @@ fn one_group(g: &GroupStatus, look: Look) -> String {
     for p in &g.pairs {
         o += &pair(p, name, peer, look);
     }
+    o + &applications(g, look)
+}
+
+/// Entries in doubt that are shown; `--json` has more.
+const DOUBTS_SHOWN: usize = 10;
+
+fn doubts(d: &DoubtStatus, look: Look) -> String {
+    let text = format!(
+        "in doubt: the fence refused {}; {} of theirs may be at the sync site, until it is in PAIR again",
+        plural(d.refused, "request"),
+        plural(d.count, "entry")
+    );
+    let mut o = look.paint("33", wrap(&text, 2, look.width).trim_end_matches('\n'));
+    o.push('\n');
+    for e in d.entries.iter().take(DOUBTS_SHOWN) {
+        let undone = if e.undone { "undone here" } else { "not undone here" };
+        o += &wrap(&format!("{} {}: {} ({}, {undone})", e.position, e.path, e.what, e.volume), 4, look.width);
+    }
+    let rest = d.count.saturating_sub(DOUBTS_SHOWN as u64);
+    if rest > 0 {
+        o += &format!("    and {}\n", plural(rest, "more entry"));
+    }
     o
+}
+
+fn applications(g: &GroupStatus, look: Look) -> String {
+    if g.apps.is_empty() { String::new() } else { format!("\n{}", super::table_launch::apps(&g.apps, look)) }
+}
+
+/// What is worth a word about a mount.
+fn how(m: &MountStatus) -> String {
+    let options = if m.options.is_empty() { String::new() } else { format!(" ({})", mounter::words(&m.options)) };
+    let gone = if m.attached { "" } else { ", its mount point was taken away: it ends when its last file is closed" };
+    format!("{options}{gone}")
 }
 
 fn pair(p: &PairStatus, name: usize, peer: usize, look: Look) -> String {
@@ -157,10 +239,26 @@ fn pair(p: &PairStatus, name: usize, peer: usize, look: Look) -> String {
     o
 }
 
+/// What waits for peers, or was received, of what it may be.
+fn queued(q: &QueueStatus, primary: bool) -> String {
+    let of = |n: u64, most: u64| format!("{} of {}", bytes(n), bytes(most));
+    match primary {
+        true => format!(
+            "queue {} in memory, {} in the spool",
+            of(q.memory_bytes, q.memory_limit_bytes),
+            of(q.spool_bytes, q.spool_limit_bytes)
+        ),
+        false => format!("entry log {}", of(q.log_bytes, q.log_limit_bytes)),
+    }
+}
+
 /// `none`, or entries, bytes and age.
 pub fn lag(l: &Lag) -> String {
     if l.is_zero() {
-        return "none".into();
+        return match l.seconds {
+            s if s > 0.0 => format!("none known, nothing heard for {}", seconds(s)),
+            _ => "none".into(),
+        };
     }
     format!("{}, {}, {}", plural(l.entries, "entry"), bytes(l.bytes), seconds(l.seconds))
 }
@@ -191,14 +289,57 @@ pub fn progress(g: &Progress) -> String {
 
 /// What the last resync cost.
 pub fn resync(r: &ResyncStats) -> String {
+    let kept = match r.kept {
+        0 => String::new(),
+        n => format!("; {} went to the manifest there (kagami loss list)", plural(n, "losing version")),
+    };
     format!(
-        "last resync: {} examined, {} copied, {}, {}, {}",
+        "last resync: {} examined, {} copied, {}, {}, {}{kept}",
         plural(r.files_examined, "file"),
         count(r.files_copied),
         bytes(r.bytes_copied),
         plural(r.renames, "rename"),
         seconds(r.seconds)
     )
+}
+
+/// The events of losing versions.
+pub fn loss_events(events: &[LossEvent]) -> String {
+    if events.is_empty() {
+        return "no losing versions are kept here\n".into();
+    }
+    let mut o = format!("{:8}  {:19}  {:13}  {:>7}  {:>10}  GROUP\n", "EVENT", "WHEN (UTC)", "WHY", "OBJECTS", "KEPT");
+    for e in events {
+        let id = e.id.get(..8).unwrap_or(&e.id);
+        let _ = writeln!(
+            o,
+            "{id}  {:19}  {:13}  {:>7}  {:>10}  {}",
+            e.time,
+            e.cause,
+            count(e.objects),
+            bytes(e.bytes),
+            e.group
+        );
+        o += &wrap(&e.words, 10, 80);
+    }
+    o
+}
+
+/// One event with its objects.
+pub fn loss_event(e: &LossEvent, objects: &[LossObject]) -> String {
+    let mut o = loss_events(std::slice::from_ref(e));
+    if objects.is_empty() {
+        o += "no object is known\n";
+        return o;
+    }
+    let _ = writeln!(o, "\n{:>10}  {:20}  PATH", "SIZE", "LOST");
+    for l in objects {
+        let size = if l.kept.is_some() { bytes(l.size) } else { "-".into() };
+        let now = l.now.as_ref().map(|n| format!("   (now {})", n.0.display())).unwrap_or_default();
+        let path = if l.path.0.as_os_str().is_empty() { ".".into() } else { l.path.0.display().to_string() };
+        let _ = writeln!(o, "{size:>10}  {:20}  {path}{now}", l.what.join(","));
+    }
+    o
 }
 
 /// Any JSON value, readable: objects as `key: value`, lists of equal objects as a table.

@@ -42,6 +42,11 @@ pub fn check_header(bytes: &[u8], magic: &[u8; 8], newest: u32, what: &str) -> R
     Ok(v)
 }
 
+/// True when there is nothing but zeros where the header would be: a power cut left the file's length, and no content.
+pub fn is_blank(bytes: &[u8]) -> bool {
+    bytes.iter().take(HEADER_BYTES).all(|b| *b == 0)
+}
+
 /// Appends one record to `out`.
 pub fn put_record(out: &mut Vec<u8>, body: &[u8]) {
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());

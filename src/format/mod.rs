@@ -3,5 +3,7 @@
 pub mod codec;
 pub mod file;
 pub mod frame;
+pub mod loss;
 pub mod msg;
 pub mod op;
+pub mod vote;

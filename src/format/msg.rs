@@ -1,7 +1,7 @@
 //! Control messages between nodes. Entries travel as frames of their own kind; everything else is a [`Msg`].
 
 use super::op::Target;
-use super::{codec, frame};
+use super::{codec, frame, vote};
 use crate::base::{DirId, Epoch, Error, LinkId, Name, Result, Seq, VolId, limits, time::Time};
 use bincode::{Decode, Encode};
 
@@ -21,6 +21,20 @@ pub enum CopyState {
     Consistent,
 }
 
+/// A volume as the side with the primary region knows it. Its index is the `VolId` by which every entry of the link names
+/// it, with its position, so that each transfer belongs to this port and LU (CD-13).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Offered {
+    /// Its name there, for people.
+    pub name: String,
+    /// Primary port.
+    pub port: String,
+    /// Primary LU.
+    pub lu: u32,
+    /// The config definition at its head, encoded: it goes before everything else (CD-5).
+    pub head: Option<Vec<u8>>,
+}
+
 /// First message, from the side that has the primary region of the pair.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Hello {
@@ -36,12 +50,68 @@ pub struct Hello {
     pub pair: String,
     /// Asynchronous pair.
     pub is_async: bool,
-    /// Volumes in order: name, primary port, primary LU (CD-13).
-    pub volumes: Vec<(String, String, u32)>,
+    /// Volumes in order.
+    pub volumes: Vec<Offered>,
     /// Sender's epoch chain.
     pub chain: Vec<Epoch>,
     /// Sender's position.
     pub head: Seq,
+    /// What is wanted.
+    pub wish: Wish,
+}
+
+/// What a greeting is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Wish {
+    /// A link for entries.
+    Link,
+    /// A welcome or a refusal, and nothing more.
+    Ask,
+    /// Be primary for the sender, which may have lost something in a power cut; bring it up to date, hand over to it.
+    Act,
+    /// Be primary: the sender is it no more, and everything up to its position is there.
+    Lead,
+    /// Hand over to the sender; refused while the mount is in use.
+    HandOver,
+    /// A look at what the receiver has: a welcome, then answers. No session begins or ends by it.
+    Look,
+    /// Hand over to the sender; who uses the mount gets errors.
+    HandOverNow,
+    /// An order for the pair, given at this end, for the other end to carry out (MS-27).
+    Order(PairOrder),
+    /// Tell how the group stands there: [`Msg::Standing`].
+    Tell,
+    /// Be primary without mounts until the role goes elsewhere or an order mounts again; with `true` who uses the mount gets
+    /// errors.
+    Rest(bool),
+    /// A link for questions to the voter of the other site.
+    Vote,
+}
+
+/// What one end of a pair can order the other to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum PairOrder {
+    /// At the primary: start the pair.
+    Create(Begin),
+    /// At the primary: suspend it.
+    Split,
+    /// At the primary: resume it.
+    Resync,
+    /// At the primary: end it.
+    Delete,
+    /// At the secondary: take the role over from the sender, which hands it over.
+    Take,
+}
+
+/// How a pair that is made begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Begin {
+    /// With a first copy.
+    Copy,
+    /// Both ends are said to be equal: compared, not copied.
+    Compare,
+    /// The same; for the content the operator's word counts.
+    Trust,
 }
 
 /// Answer to [`Hello`].
@@ -65,6 +135,26 @@ pub struct Welcome {
     pub copy: CopyState,
     /// True: its tree is exactly at `head`, marks of its own do not matter.
     pub exact: bool,
+    /// What power cuts may have undone or hidden from its journal.
+    pub cuts: Vec<Cut>,
+    /// The last of them: its tree is at no point of the order.
+    pub torn: bool,
+    /// After a split brain: the operator said there that the sender's version is kept (G6).
+    pub yields: bool,
+}
+
+/// A power cut at the receiver: everything up to `low` was durable; after it anything in these directories may differ
+/// (with `true`: and below them).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Cut {
+    /// The last checkpoint before it.
+    pub low: Seq,
+    /// The position after it.
+    pub head: Seq,
+    /// Directories.
+    pub dirs: Vec<(VolId, DirId, bool)>,
+    /// Its tree is not brought to a point of the order yet.
+    pub open: bool,
 }
 
 /// Why a link is refused.
@@ -88,6 +178,8 @@ pub enum RejectCode {
     Paused,
     /// The local replica cannot be used (its reason is in the text).
     Fault,
+    /// A volume's config definition does not fit the volume definition table here (CD-5).
+    DoesNotFit,
 }
 
 /// One name in a listing of the receiver.
@@ -160,12 +252,14 @@ pub enum Msg {
     Welcome(Welcome),
     /// Refuses it. `chain` and `head` let a stale primary see what it missed.
     Reject { code: RejectCode, text: String, chain: Vec<Epoch>, head: Seq },
-    /// Are you there? `head`: the sender's position, for the receiver's status; `trim`: durable everywhere up to here.
-    Ping { head: Seq, trim: Seq, in_pair: bool },
+    /// Are you there? For the receiver's status: `head`, the sender's position, `unsent`, bytes of the entries up to there
+    /// that were not sent before this, `time`, the sender's. `trim`: durable everywhere up to here.
+    Ping { head: Seq, trim: Seq, in_pair: bool, unsent: u64, time: Time },
     /// Here. Positions as in `Ack`.
-    Pong { received: Seq, durable: Seq, applied: Seq },
-    /// Entries up to `received` survive kill -9 of the receiver, up to `durable` a power cut, up to `applied` are in the tree.
-    Ack { received: Seq, durable: Seq, applied: Seq },
+    Pong { received: Seq, durable: Seq, applied: Seq, checkpoint: Seq, confirmed: Option<Time> },
+    /// Entries up to `received` survive kill -9 of the receiver, up to `durable` a power cut, up to `applied` are in the tree,
+    /// up to `checkpoint` durably. `confirmed`: the tree has everything of this time, by the sender's clock.
+    Ack { received: Seq, durable: Seq, applied: Seq, checkpoint: Seq, confirmed: Option<Time> },
     /// The receiver suspends the pair: reason for people (G8).
     Suspend { reason: String },
     /// A resync will start: drain, and tell when ready. `bytes`: estimate of what will be staged.
@@ -194,10 +288,6 @@ pub enum Msg {
     CopyDone { id: u64, base: Seq, whole: Seq, epochs: Vec<Epoch> },
     /// The resync is given up; forget what was staged.
     Abort { id: u64 },
-    /// Where does this name stand? (for `kagami why`)
-    WhyAsk { id: u64, vol: VolId, path: Vec<Vec<u8>> },
-    /// Text for people.
-    WhyTold { id: u64, text: String },
     /// For a comparison: apply nothing after `at` until released; go on accepting. Sent before any entry after `at`.
     Hold { id: u64, at: Seq },
     /// The tree is exactly at the point (`ok`), or it cannot be held there.
@@ -206,6 +296,25 @@ pub enum Msg {
     Release { id: u64 },
     /// `kept`: nothing after the point was applied before this.
     Released { id: u64, kept: bool },
+    /// The sender's operator suspended the pair (or, `deleted`, ended it): that the link ends is no fault (CD-16).
+    Parting { deleted: bool },
+    /// Give the paths, from the root of their volume, that these names have in your tree.
+    PathsAsk { id: u64, names: Vec<(VolId, Name)> },
+    /// The paths, in order; in parts.
+    Paths { id: u64, paths: Vec<Vec<u8>> },
+    /// How the group stands at the sender: its part of `kagami status --json`.
+    Standing { json: Vec<u8> },
+    /// To a voter.
+    Vote(vote::Ask),
+    /// Its answer.
+    Voted(vote::Answer),
+    /// Look through your tree: everything in it gets an id, nothing else is changed.
+    Survey { id: u64 },
+    /// It can be addressed as a whole now.
+    Surveyed { id: u64 },
+    /// In a first copy: these directories of yours, and these names (with our ids of their directories) of files with several
+    /// links, are ours by these ids. In parts; `last` on the final part for a volume.
+    Same { id: u64, vol: VolId, dirs: Vec<(DirId, DirId)>, links: Vec<(Name, LinkId)>, last: bool },
 }
 
 impl Msg {
@@ -223,7 +332,13 @@ impl Msg {
         if head.len as usize > limits::MESSAGE_BYTES_MAX {
             return Err(Error::corrupt("message too large"));
         }
-        let m: Msg = codec::decode(frame::head_part(frame_bytes, head))?;
+        if !frame::data_part(frame_bytes, head).is_empty() {
+            return Err(Error::corrupt("message: bytes behind it"));
+        }
+        let mut m: Msg = codec::decode(frame::head_part(frame_bytes, head))?;
+        if let Msg::Reject { text: t, .. } | Msg::Suspend { reason: t } = &mut m {
+            *t = words(t);
+        }
         let target_ok = |t: &Target| match t {
             Target::File(n) => n.is_valid(),
             Target::Dir(_) => true,
@@ -234,10 +349,46 @@ impl Msg {
                 .iter()
                 .filter_map(|(d, l)| l.as_ref().map(|l| (d, l)))
                 .all(|(d, l)| l.iter().all(|e| Name::new(*d, e.name.clone()).is_valid())),
+            Msg::PathsAsk { names, .. } => names.iter().all(|(_, n)| n.is_valid()),
             Msg::DirsPart { dirs, .. } => dirs.iter().all(|(_, n)| n.is_valid()),
-            Msg::WhyAsk { path, .. } => path.iter().all(|p| Name::new(DirId::ROOT, p.clone()).is_valid()),
+            Msg::JournalPart { links, .. } => links.iter().all(|(_, _, names)| names.iter().all(Name::is_valid)),
+            Msg::Hello(h) => h.is_valid(),
+            Msg::Welcome(w) => {
+                is_called(&w.site) && [w.head, w.settled, w.journal_after].into_iter().all(Seq::is_valid)
+            }
+            Msg::Ping { head, trim, .. } => head.is_valid() && trim.is_valid(),
+            Msg::CopyDone { base, whole, .. } => base.is_valid() && whole.is_valid(),
+            Msg::Vote(a) => is_called(&a.site),
+            Msg::Same { links, .. } => links.iter().all(|(n, _)| n.is_valid()),
             _ => true,
         };
-        if ok { Ok(m) } else { Err(Error::corrupt("message: a name that is not one path component")) }
+        if ok { Ok(m) } else { Err(Error::corrupt("message: a name or a position in it cannot be")) }
     }
+}
+
+impl Hello {
+    /// Names that can be, and a position: it comes from somebody who is not known yet (G10).
+    fn is_valid(&self) -> bool {
+        [&self.site, &self.group, &self.pair].into_iter().all(|n| is_called(n))
+            && self.volumes.iter().all(|v| is_called(&v.name) && is_called(&v.port))
+            && self.head.is_valid()
+    }
+}
+
+/// True for what a site, a group, a pair or a volume can be called.
+fn is_called(name: &str) -> bool {
+    name.len() <= limits::NAME_BYTES_MAX && !name.chars().any(char::is_control)
+}
+
+/// Words of a peer as they may be shown and kept: of bounded length, without what would steer a terminal (G10).
+pub fn words(text: &str) -> String {
+    let mut out = String::with_capacity(text.len().min(limits::WORDS_BYTES_MAX));
+    for c in text.chars() {
+        let c = if c.is_control() { ' ' } else { c };
+        if out.len() + c.len_utf8() > limits::WORDS_BYTES_MAX {
+            break;
+        }
+        out.push(c);
+    }
+    out
 }

@@ -1,5 +1,6 @@
 //! Entries: one mutation with its sequence number and time, the unit of remote copy and of the redo log.
 
+use super::loss::{self, Lost};
 use super::{codec, frame};
 use crate::base::{DirId, Epoch, Error, LinkId, Name, Result, Seq, VolId, limits, time::Time};
 use bincode::{Decode, Encode};
@@ -52,6 +53,9 @@ pub const RENAME_NOREPLACE: u32 = 1;
 /// `RENAME_EXCHANGE`.
 pub const RENAME_EXCHANGE: u32 = 2;
 
+/// Mode bits of fallocate(2) that can be in an entry.
+const FALLOCATE_MODES: u32 = 1 | 2 | 8 | 16 | 32;
+
 /// One mutation. Times named `pmtime` are the parent directory's new mtime.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Op {
@@ -92,8 +96,8 @@ pub enum Op {
     EpochStart { epoch: Epoch },
     /// Nothing; lets lag be seen when the application is silent.
     Heartbeat,
-    /// Keep a copy of a file's present content in the lost area before a resync overwrites it (G6).
-    Keep { at: Name, kept: Vec<u8> },
+    /// Note a losing version in the manifest of this event; with `at`, keep a copy of that file's present content first (G6).
+    Keep { event: u64, at: Option<Name>, lost: Box<Lost> },
     /// The config definition at the head of a volume's region (CD-4).
     ConfigDef { body: Vec<u8> },
 }
@@ -135,6 +139,29 @@ pub struct TxnCommit {
     pub epochs: Vec<Epoch>,
 }
 
+impl TxnBegin {
+    /// Decodes the record of a checked frame (G10).
+    pub fn parse(frame_bytes: &[u8], head: &frame::Header) -> Result<TxnBegin> {
+        let b: TxnBegin = codec::decode(frame::head_part(frame_bytes, head))?;
+        let alone = frame::data_part(frame_bytes, head).is_empty();
+        if !alone || b.id == 0 || ![b.from, b.base, b.common].into_iter().all(Seq::is_valid) {
+            return Err(Error::corrupt("begin of a transaction: data, number or positions that cannot be"));
+        }
+        Ok(b)
+    }
+}
+
+impl TxnCommit {
+    /// Decodes the record of a checked frame (G10). Whether its epochs are a history is for the caller to check.
+    pub fn parse(frame_bytes: &[u8], head: &frame::Header) -> Result<TxnCommit> {
+        let c: TxnCommit = codec::decode(frame::head_part(frame_bytes, head))?;
+        if !frame::data_part(frame_bytes, head).is_empty() || !c.to.is_valid() {
+            return Err(Error::corrupt("commit record: data, or a position that cannot be"));
+        }
+        Ok(c)
+    }
+}
+
 impl Entry {
     /// The frame of this entry with its data, ready for wire and log.
     pub fn frame(&self, data: &[u8]) -> Result<Vec<u8>> {
@@ -159,6 +186,13 @@ impl Entry {
         if data_len > limits::ENTRY_DATA_BYTES_MAX {
             return bad("too much data");
         }
+        if !self.seq.is_valid() {
+            return bad("no position can be so large");
+        }
+        // Only what a resync stages is about kagami's own directories.
+        if self.seq.0 != 0 && self.op.names().into_iter().flatten().any(|n| n.dir.is_internal()) {
+            return bad("a name in a directory of kagami's own");
+        }
         match &self.op {
             Op::Write { off, .. } => {
                 if data_len == 0 {
@@ -173,6 +207,16 @@ impl Entry {
             Op::Fallocate { off, len, .. } if off.checked_add(*len).is_none_or(|e| e > i64::MAX as u64) => {
                 return bad("fallocate past the largest file offset");
             }
+            Op::Fallocate { mode, len, .. } if *len == 0 || mode & !FALLOCATE_MODES != 0 => return bad("fallocate"),
+            Op::Rename { flags, .. } if *flags > RENAME_EXCHANGE => return bad("flags of a rename"),
+            Op::SetAttr { at: Target::Dir(d), .. }
+            | Op::SetXattr { at: Target::Dir(d), .. }
+            | Op::RemoveXattr { at: Target::Dir(d), .. }
+                if d.is_internal() =>
+            {
+                return bad("attributes of a directory of kagami's own");
+            }
+            Op::EpochStart { epoch } if !epoch.is_valid() || epoch.parent >= self.seq => return bad("epoch"),
             Op::Create { kind: NodeKind::Symlink(t), .. }
                 if t.is_empty() || t.len() > limits::SYMLINK_BYTES_MAX || t.contains(&0) =>
             {
@@ -189,7 +233,8 @@ impl Entry {
             {
                 return bad("extended attribute");
             }
-            Op::Keep { kept, .. } if !Name::new(DirId::LOST, kept.clone()).is_valid() => {
+            Op::Keep { lost, .. } if !lost.is_valid() => return bad("a losing version's path or attributes"),
+            op if op.names().into_iter().flatten().any(|n| n.dir == DirId::LOST && !loss::is_kept_name(&n.name)) => {
                 return bad("name of a kept version");
             }
             Op::RemoveXattr { name, .. } if name.is_empty() || name.len() > 255 || name.contains(&0) => {
@@ -211,8 +256,8 @@ impl Op {
             | Op::Rmdir { at, .. }
             | Op::Write { at, .. }
             | Op::Truncate { at, .. }
-            | Op::Keep { at, .. }
             | Op::Fallocate { at, .. } => [Some(at), None],
+            Op::Keep { at, .. } => [at.as_ref(), None],
             Op::Link { from, to, .. } | Op::Rename { from, to, .. } => [Some(from), Some(to)],
             Op::SetAttr { at, .. } | Op::SetXattr { at, .. } | Op::RemoveXattr { at, .. } => match at {
                 Target::File(n) => [Some(n), None],

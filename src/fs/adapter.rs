@@ -39,12 +39,11 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// For a volume, with the thread that must be started beside it. The kernel has at most `background` requests under
+    /// For a volume, with the thread that must be started beside it. With `writeback` the kernel collects writes. The kernel has at most `background` requests under
     /// way that nobody waits for. Once `closed` is set every request is refused.
-    pub fn new(v: Arc<Volume>, background: usize, closed: Arc<AtomicBool>) -> (Adapter, Worker) {
+    pub fn new(v: Arc<Volume>, writeback: bool, background: usize, closed: Arc<AtomicBool>) -> (Adapter, Worker) {
         let background = u16::try_from(background).unwrap_or(u16::MAX);
         let (tasks, rx) = crossbeam::channel::unbounded();
-        let writeback = !v.order().write_through();
         let notifier = Arc::new(OnceLock::new());
         let adapter = Adapter { v: v.clone(), writeback, tasks, notifier: notifier.clone(), closed, background };
         (adapter, Worker { v, tasks: rx, notifier })
@@ -85,7 +84,7 @@ impl Adapter {
 
     fn reply_entry(&self, r: Result<Node>, at: (INodeNo, &OsStr), reply: ReplyEntry) {
         match r {
-            Ok(n) => reply.entry(&TTL, &attr(&n), Generation(0)),
+            Ok(n) => reply.entry(&TTL, &attr(&n), generation(&n)),
             Err(e) => {
                 self.doubt_name(&e, at);
                 reply.error(errno(&e));
@@ -130,6 +129,9 @@ impl Filesystem for Adapter {
         if self.writeback {
             want |= InitFlags::FUSE_WRITEBACK_CACHE;
         }
+        if self.v.is_exported() {
+            want |= InitFlags::FUSE_EXPORT_SUPPORT;
+        }
         for flag in want.iter() {
             if config.add_capabilities(flag).is_err() {
                 log::warn!("this kernel has no {flag:?}");
@@ -142,7 +144,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.run("lookup", |v| match v.again(|| v.lookup(parent.0, name.as_bytes())) {
-            Ok(Some(n)) => reply.entry(&TTL, &attr(&n), Generation(0)),
+            Ok(Some(n)) => reply.entry(&TTL, &attr(&n), generation(&n)),
             Ok(None) => reply.entry(&TTL, &nothing(), Generation(0)),
             Err(e) => reply.error(errno(&e)),
         });
@@ -169,7 +171,7 @@ impl Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -177,7 +179,10 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let set = SetAttr { mode, uid, gid, size, atime: stamp(atime), mtime: stamp(mtime) };
+        // Times through a file handle come from the kernel alone, after it wrote the file's pages.
+        let times_alone = (mode, uid, gid, size, atime) == (None, None, None, None, None) && mtime.is_some();
+        let cached = self.writeback && times_alone && ctime.is_some() && fh.is_some();
+        let set = SetAttr { mode, uid, gid, size, atime: stamp(atime), mtime: stamp(mtime), cached };
         self.run("setattr", |v| match v.again(|| v.setattr(ino.0, fh.map(|f| f.0), &set, &caller(req, 0))) {
             Ok(n) => reply.attr(&TTL, &attr(&n)),
             Err(e) => {
@@ -273,7 +278,12 @@ impl Filesystem for Adapter {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.run("open", |v| match v.again(|| v.open(ino.0, flags.0, &caller(req, 0))) {
             Ok(o) => reply.opened(FileHandle(o.fh), self.open_flags(flags.0)),
-            Err(e) => reply.error(errno(&e)),
+            Err(e) => {
+                if flags.0 & libc::O_TRUNC != 0 {
+                    self.doubt_node(&e, ino);
+                }
+                reply.error(errno(&e));
+            }
         });
     }
 
@@ -290,7 +300,7 @@ impl Filesystem for Adapter {
         self.run("create", |v| {
             match v.again(|| v.create(parent.0, name.as_bytes(), mode, flags, &caller(req, umask))) {
                 Ok((n, o)) => {
-                    reply.created(&TTL, &attr(&n), Generation(0), FileHandle(o.fh), self.open_flags(flags));
+                    reply.created(&TTL, &attr(&n), generation(&n), FileHandle(o.fh), self.open_flags(flags));
                 }
                 Err(e) => {
                     self.doubt_name(&e, (parent, name));
@@ -342,6 +352,7 @@ impl Filesystem for Adapter {
         let past_cache = !cached && (flags.0 & libc::O_DIRECT != 0 || self.direct(flags.0));
         let how = WriteHow {
             cached,
+            timed: cached && self.writeback,
             append: !cached && !self.writeback && flags.0 & libc::O_APPEND != 0,
             durable: past_cache && flags.0 & libc::O_DSYNC != 0,
         };
@@ -360,16 +371,20 @@ impl Filesystem for Adapter {
             Err(e) => {
                 if !past_cache {
                     let _ = self.tasks.send(Task::Drop { node: ino.0 });
+                } else {
+                    // Others may have read what was undone since.
+                    self.doubt_node(&e, ino);
                 }
                 reply.error(errno(&e));
             }
         });
     }
 
-    /// Nothing is kept back for close: the kernel wrote its dirty pages before, and each was waited for. It need not
-    /// ask again.
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    /// The kernel wrote its dirty pages before, and each was waited for; what is left is their time. It must ask all the
+    /// same (no ENOSYS here): once the connection is gone it drops dirty pages without an error, and only this request
+    /// makes close(2) fail then (G1).
+    fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.run("flush", |v| reply_empty(v.flush(fh.0), reply));
     }
 
     fn release(
@@ -415,7 +430,7 @@ impl Filesystem for Adapter {
         self.run("readdirplus", |v| {
             let r = v.readdir(fh.0, offset, true, &mut |d: DirItem<'_>| {
                 let Some(n) = d.own else { return false };
-                reply.add(INodeNo(n.node), d.next, OsStr::from_bytes(d.name), &TTL, &attr(&n), Generation(0))
+                reply.add(INodeNo(n.node), d.next, OsStr::from_bytes(d.name), &TTL, &attr(&n), generation(&n))
             });
             match r {
                 Ok(()) => reply.ok(),

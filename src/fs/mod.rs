@@ -10,13 +10,15 @@ mod mountpoint;
 mod wire;
 
 use crate::base::{At, Error, Result};
+use crate::node::mounter::{MountOption, MountOptions, OnEnd};
 use crate::volume::Volume;
 use adapter::Adapter;
+use aside::Worker;
 use mountpoint::Mounted;
 use parking_lot::{Condvar, Mutex};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Threads that serve requests unless told otherwise. They wait for replicas, so more than there are processors. Each
@@ -24,26 +26,26 @@ use std::time::{Duration, Instant};
 pub const THREADS: usize = 24;
 /// Fewest threads: some requests are made by the kernel while others are being served.
 pub const THREADS_MIN: usize = 8;
+/// How long the kernel may take for its first word.
+const HANDSHAKE: Duration = Duration::from_secs(60);
 /// Threads kept free of requests that nobody waits for (read-ahead, writeback), so that those who wait are served.
 const THREADS_FOREGROUND: usize = THREADS_MIN / 2;
 
-/// Called once when a mount's session ends: `None` after [`MountHandle::unmount`] or [`MountHandle::abort`], else why
-/// (somebody else unmounted it, or the connection broke).
-pub type OnEnd = Box<dyn FnOnce(Option<String>) + Send>;
+/// How long a session may take to end once its mount is gone.
+const ENDS: Duration = Duration::from_secs(5);
 
 /// How to mount.
 pub struct MountOpts {
-    /// Shown as `kagami:LABEL` in the mount table; usually `GROUP/VOLUME`.
+    /// Shown as the source in the mount table; usually `GROUP/VOLUME`.
     pub label: String,
     /// Mount over a directory that is not empty.
     pub nonempty: bool,
-    /// Other users may use the mount. As root: always. As an ordinary user `/etc/fuse.conf` must allow it.
-    pub allow_other: bool,
-    /// Mount read-only.
-    pub read_only: bool,
+    /// How. As root every mount is open to other users; as an ordinary user `/etc/fuse.conf` must allow it.
+    pub options: MountOptions,
     /// Threads that serve requests (at least [`THREADS_MIN`]).
     pub threads: usize,
-    /// Called when the session ends.
+    /// Called once when the session ends: `None` after [`MountHandle::unmount`] or [`MountHandle::abort`], else why (somebody
+    /// else unmounted it, or the connection broke).
     pub on_end: Option<OnEnd>,
 }
 
@@ -52,8 +54,7 @@ impl Default for MountOpts {
         MountOpts {
             label: "volume".into(),
             nonempty: false,
-            allow_other: false,
-            read_only: false,
+            options: MountOptions::new(),
             threads: THREADS,
             on_end: None,
         }
@@ -72,6 +73,7 @@ struct Session {
 pub struct MountHandle {
     mounted: Mounted,
     session: Arc<Session>,
+    volume: Weak<Volume>,
 }
 
 /// Mounts a volume at a directory and serves it from threads of this process.
@@ -83,12 +85,18 @@ pub fn mount(volume: Arc<Volume>, at: &Path, mut opts: MountOpts) -> Result<Moun
     let (fd, mounted) = mountpoint::mount(&at, &opts)?;
     let on_end = opts.on_end.take();
     let threads = opts.threads.max(THREADS_MIN);
+    let writeback = !volume.order().write_through() && !opts.options.contains(&MountOption::WriteThrough);
+    if opts.options.contains(&MountOption::NfsExport) {
+        volume.export();
+    }
+    let served = Arc::downgrade(&volume);
     let session = Arc::new(Session::default());
     let (ready, is_ready) = crossbeam::channel::bounded(1);
     let name = mounted.path.display().to_string();
     let of_thread = session.clone();
     let spawned = std::thread::Builder::new().name("mount".into()).spawn(move || {
-        let result = serve(volume, fd, threads, of_thread.closed.clone(), &ready);
+        let adapter = Adapter::new(volume, writeback, threads - THREADS_FOREGROUND, of_thread.closed.clone());
+        let result = serve(adapter, fd, threads, &ready);
         if let Err(e) = &result {
             // Nobody listens any more if the session had begun.
             let _ = ready.send(Err(e.clone()));
@@ -106,7 +114,9 @@ pub fn mount(volume: Arc<Volume>, at: &Path, mut opts: MountOpts) -> Result<Moun
         }
     });
     let begun = match spawned {
-        Ok(_) => is_ready.recv().unwrap_or_else(|_| Err(Error::failed("the mount's thread ended"))),
+        Ok(_) => is_ready
+            .recv_timeout(HANDSHAKE)
+            .unwrap_or_else(|_| Err(Error::failed("the kernel said nothing, or the mount's thread ended"))),
         Err(e) => Err(e.into()),
     };
     if let Err(e) = begun {
@@ -115,15 +125,14 @@ pub fn mount(volume: Arc<Volume>, at: &Path, mut opts: MountOpts) -> Result<Moun
         return Err(e.context(format!("mounting {}", at.display())));
     }
     mounted.tune();
-    Ok(MountHandle { mounted, session })
+    Ok(MountHandle { mounted, session, volume: served })
 }
 
 /// Runs a session to its end, in a thread of its own whose umask does not touch the rest of the process.
 fn serve(
-    volume: Arc<Volume>,
+    (adapter, worker): (Adapter, Worker),
     fd: std::os::fd::OwnedFd,
     threads: usize,
-    closed: Arc<AtomicBool>,
     ready: &crossbeam::channel::Sender<Result<()>>,
 ) -> Result<()> {
     crate::os::sys::own_fs_state().at("unshare")?;
@@ -132,7 +141,6 @@ fn serve(
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(threads);
     config.clone_fd = true;
-    let (adapter, worker) = Adapter::new(volume, threads - THREADS_FOREGROUND, closed);
     let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config).at("FUSE handshake")?;
     worker.start(session.notifier())?;
     let _ = ready.send(Ok(()));
@@ -163,14 +171,46 @@ impl MountHandle {
         true
     }
 
-    /// Detaches and waits until the last open file is closed.
-    pub fn unmount(self) -> Result<()> {
+    /// Detaches, writes out what the kernel holds, and waits until the last open file is closed; false when the time is up
+    /// first.
+    pub fn unmount(&self, timeout: Duration) -> Result<bool> {
+        let root = self.attached().then(|| std::fs::File::open(self.path()));
         self.detach()?;
-        let mut ended = self.session.ended.lock();
-        while !*ended {
-            self.session.end.wait(&mut ended);
+        // Whatever becomes of the files that stay open, what was written before this counts.
+        if let Some(Ok(root)) = root
+            && let Err(e) = write_out(&root, &self.volume)
+        {
+            log::warn!("{}: writing out what was cached: {e}", self.path().display());
         }
-        Ok(())
+        Ok(self.wait_ended(timeout))
+    }
+
+    /// Ends it if nothing in it is in use; refused otherwise, with who uses it. It is as it was then.
+    pub fn unmount_unused(&self) -> Result<()> {
+        let asked = self.session.asked.swap(true, Ordering::AcqRel);
+        self.mounted.unmount_unused().inspect_err(|_| self.session.asked.store(asked, Ordering::Release))?;
+        // Taken away by somebody else before, it may have files open still.
+        match self.wait_ended(ENDS) {
+            true => Ok(()),
+            false => Err(mountpoint::in_use(&self.mounted.path)),
+        }
+    }
+
+    /// Has the kernel write what it holds; false when the time is up first.
+    pub fn flush(&self, within: Duration) -> bool {
+        let (path, (done, is_done)) = (self.mounted.path.clone(), crossbeam::channel::bounded(1));
+        let volume = self.volume.clone();
+        let flush = move || {
+            let r = std::fs::File::open(&path).map_err(Error::from).and_then(|f| write_out(&f, &volume));
+            let _ = done.send(r.is_ok());
+        };
+        let begun = std::thread::Builder::new().name("flush".into()).spawn(flush);
+        begun.is_ok() && is_done.recv_timeout(within) == Ok(true)
+    }
+
+    /// The mount point is still in the mount table.
+    pub fn attached(&self) -> bool {
+        self.mounted.attached()
     }
 
     /// Ends the mount by force: requests under way and every later one through a file still open fail (ENOTCONN, or
@@ -180,6 +220,12 @@ impl MountHandle {
         self.session.closed.store(true, Ordering::Release);
         self.mounted.abort()
     }
+}
+
+/// Has the kernel write what it holds of a mount, and waits until the sync site has it.
+fn write_out(root: &std::fs::File, volume: &Weak<Volume>) -> Result<()> {
+    crate::os::sys::syncfs(root)?;
+    volume.upgrade().map_or(Ok(()), |v| v.settle())
 }
 
 /// Takes away a mount of kagami's at a directory, whoever serves it (`kagami umount`, cleaning up after kill -9).

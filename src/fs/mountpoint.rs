@@ -2,7 +2,8 @@
 
 use super::MountOpts;
 use crate::base::{At, Error, Kind, Result};
-use crate::os::{mountfd, sys};
+use crate::node::mounter::{self, MountOption, MountOptions};
+use crate::os::{mountfd, process, sys};
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +15,18 @@ use std::process::{Command, Stdio};
 const HELPERS: [&str; 3] = ["fusermount3", "/usr/bin/fusermount3", "/bin/fusermount3"];
 /// Read-ahead of a mount, KiB (the kernel's default of 128 is for disks).
 const READ_AHEAD_KIB: &str = "1024";
-const MS_RDONLY: u64 = 1;
+
+/// What each option is for the kernel, where it is a flag of mount(2).
+const FLAGS: [(MountOption, u64); 8] = [
+    (MountOption::ReadOnly, libc::MS_RDONLY),
+    (MountOption::NoSuid, libc::MS_NOSUID),
+    (MountOption::NoDev, libc::MS_NODEV),
+    (MountOption::NoExec, libc::MS_NOEXEC),
+    (MountOption::Sync, libc::MS_SYNCHRONOUS),
+    (MountOption::DirSync, libc::MS_DIRSYNC),
+    (MountOption::NoAtime, libc::MS_NOATIME),
+    (MountOption::NoDirAtime, libc::MS_NODIRATIME),
+];
 
 /// A mount that we made.
 pub struct Mounted {
@@ -86,10 +98,10 @@ fn no_device(e: std::io::Error) -> Error {
 
 fn direct(path: &Path, opts: &MountOpts) -> Result<OwnedFd> {
     let fd = sys::open_path(Path::new("/dev/fuse"), libc::O_RDWR, 0).map_err(no_device)?;
-    let source = CString::new(format!("kagami:{}", opts.label)).map_err(|_| Error::config("NUL in a name"))?;
+    let source = CString::new(opts.label.as_str()).map_err(|_| Error::config("NUL in a name"))?;
     let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", fd.as_raw_fd());
     let data = CString::new(data).map_err(|_| Error::config("NUL in options"))?;
-    let flags = if opts.read_only { MS_RDONLY } else { 0 };
+    let flags = FLAGS.iter().filter(|(o, _)| opts.options.contains(o)).fold(0, |all, (_, f)| all | f);
     match sys::mount(&source, &c_path(path)?, c"fuse.kagami", flags, &data) {
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Err(no_device(e)),
         r => r.at(format!("mount {}", path.display())).map(|()| fd),
@@ -103,12 +115,10 @@ fn helper(path: &Path, opts: &MountOpts) -> Result<OwnedFd> {
     }
     let (ours, theirs) = UnixStream::pair().at("socketpair")?;
     let label = opts.label.replace('\\', "\\\\").replace(',', "\\,");
-    let mut o = format!("fsname=kagami:{label},subtype=kagami,default_permissions");
-    if opts.allow_other {
-        o.push_str(",allow_other");
-    }
-    if opts.read_only {
-        o.push_str(",ro");
+    let mut o = format!("fsname={label},subtype=kagami,default_permissions");
+    let kernel: MountOptions = opts.options.iter().copied().filter(|o| !o.is_ours()).collect();
+    if !kernel.is_empty() {
+        o = format!("{o},{}", mounter::words(&kernel));
     }
     let theirs: OwnedFd = theirs.into();
     let mut last = None;
@@ -146,16 +156,22 @@ fn helper(path: &Path, opts: &MountOpts) -> Result<OwnedFd> {
     )))
 }
 
-/// `major:minor` of what is mounted on top at a path, from the mount table (asking the filesystem might hang).
+/// `major:minor` of what is mounted on top at a path.
 fn device_at(path: &Path) -> Option<String> {
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    let mut found = None;
+    devices_at(path).pop()
+}
+
+/// `major:minor` of all that is mounted at a path, the topmost last, from the mount table (asking the filesystem might
+/// hang).
+fn devices_at(path: &Path) -> Vec<String> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mut found = Vec::new();
     for line in table.split(|b| *b == b'\n') {
         let mut f = line.split(|b| *b == b' ');
         if let (Some(dev), Some(at)) = (f.nth(2), f.nth(1))
             && unescape(at) == path.as_os_str().as_bytes()
         {
-            found = String::from_utf8(dev.to_vec()).ok();
+            found.push(String::from_utf8_lossy(dev).into_owned());
         }
     }
     found
@@ -192,6 +208,33 @@ impl Mounted {
             }
             _ => detach_path(&self.path),
         }
+    }
+
+    /// Takes the mount away if nothing below it is in use.
+    pub fn unmount_unused(&self) -> Result<()> {
+        match device_at(&self.path) {
+            None => return Ok(()),
+            now if self.device.is_some() && now != self.device => {
+                return Err(Error::refused(format!("{}: another filesystem is mounted on top", self.path.display())));
+            }
+            _ => {}
+        }
+        match sys::umount(&c_path(&self.path)?) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(in_use(&self.path)),
+            Err(e) => return Err(Error::from(e).context(format!("unmounting {}", self.path.display()))),
+        }
+        match by_helper(&["-u"], &self.path) {
+            Ok(()) => Ok(()),
+            Err(said) if said.contains("busy") => Err(in_use(&self.path)),
+            Err(said) => Err(Error::failed(format!("fusermount3 could not unmount {}: {said}", self.path.display()))),
+        }
+    }
+
+    /// It is still in the mount table at its path, also below another mount. True also when that could never be told.
+    pub fn attached(&self) -> bool {
+        self.device.as_ref().is_none_or(|d| devices_at(&self.path).contains(d))
     }
 
     /// Aborts the connection, then detaches.
@@ -237,15 +280,31 @@ pub fn detach_path(path: &Path) -> Result<()> {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
         Err(e) => return Err(Error::from(e).context(format!("unmounting {}", path.display()))),
     }
+    by_helper(&["-u", "-z"], path)
+        .map_err(|said| Error::failed(format!("fusermount3 could not unmount {}: {said}", path.display())))
+}
+
+/// Has the helper do it; the error is what it said.
+fn by_helper(how: &[&str], path: &Path) -> std::result::Result<(), String> {
     let mut said = String::from("not found");
     for name in HELPERS {
-        match Command::new(name).args(["-u", "-z", "--"]).arg(path).stdin(Stdio::null()).output() {
+        match Command::new(name).args(how).arg("--").arg(path).stdin(Stdio::null()).output() {
             Ok(o) if o.status.success() => return Ok(()),
             Ok(o) => said = String::from_utf8_lossy(&o.stderr).trim().to_owned(),
             Err(_) => {}
         }
     }
-    Err(Error::failed(format!("fusermount3 could not unmount {}: {said}", path.display())))
+    Err(said)
+}
+
+/// The refusal for a mount that is in use, with who uses it.
+pub fn in_use(path: &Path) -> Error {
+    let who: Vec<String> = process::holders(path)
+        .iter()
+        .map(|h| format!("process {} ({}) with {} open", h.pid, h.name, h.count))
+        .collect();
+    let who = if who.is_empty() { "by what this node may not see".into() } else { who.join(", ") };
+    Error { errno: libc::EBUSY, ..Error::refused(format!("{} is in use: {who}", path.display())) }
 }
 
 #[cfg(test)]

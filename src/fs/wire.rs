@@ -57,6 +57,10 @@ pub(super) fn attr(n: &Node) -> FileAttr {
     }
 }
 
+pub(super) fn generation(n: &Node) -> Generation {
+    Generation(u64::from(n.generation))
+}
+
 /// An entry without a node: the kernel remembers that the name is free.
 pub(super) fn nothing() -> FileAttr {
     FileAttr {

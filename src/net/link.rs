@@ -75,9 +75,9 @@ pub struct Link {
 }
 
 impl Link {
-    fn sealed(sock: Sock, done: tls::Done, addr: String) -> Link {
+    fn sealed(sock: Arc<Sock>, done: tls::Done, addr: String) -> Link {
         Link {
-            sock: Arc::new(sock),
+            sock,
             tls: Some(Arc::new(Mutex::new(done.conn))),
             peer: Peer { key: Some(done.key), uid: None, addr },
             purpose: done.purpose,
@@ -86,14 +86,14 @@ impl Link {
     }
 
     /// A Unix socket is as good as its user: only this one and root are let in.
-    fn local(sock: UnixStream, addr: String) -> Result<Link> {
-        let uid = os::sock::peer_uid(sock.as_fd()).at(format!("{addr}: asking who is there"))?;
+    fn local(sock: Arc<Sock>, addr: String) -> Result<Link> {
+        let uid = os::sock::peer_uid(sock.fd()).at(format!("{addr}: asking who is there"))?;
         let own = os::sock::own_uid();
         if uid != own && uid != 0 {
             return Err(Error::refused(format!("{addr}: user {uid} is at the other end; only {own} and root may be")));
         }
         Ok(Link {
-            sock: Arc::new(Sock::Unix(sock)),
+            sock,
             tls: None,
             peer: Peer { key: None, uid: Some(uid), addr },
             purpose: Purpose::Peer,
@@ -104,7 +104,8 @@ impl Link {
     /// Two ends of a link within this process.
     pub fn pair(what: &str) -> Result<(Link, Link)> {
         let (a, b) = UnixStream::pair().at(what)?;
-        Ok((Link::local(a, what.to_owned())?, Link::local(b, what.to_owned())?))
+        let link = |s| Link::local(Arc::new(Sock::Unix(s)), what.to_owned());
+        Ok((link(a)?, link(b)?))
     }
 
     /// Who is at the other end.
@@ -145,6 +146,11 @@ impl Closer {
         if let Some(s) = self.sock.upgrade() {
             s.shutdown();
         }
+    }
+
+    /// Whether both close the same link.
+    pub fn same(&self, other: &Closer) -> bool {
+        Weak::ptr_eq(&self.sock, &other.sock)
     }
 }
 
@@ -198,7 +204,7 @@ impl Listener {
             Socket::Tcp(l, config) => {
                 let (s, from) = l.accept().map_err(closed)?;
                 Incoming {
-                    sock: Sock::Tcp(s),
+                    sock: Arc::new(Sock::Tcp(s)),
                     config: Some(config.clone()),
                     from: format!("tcp:{from}"),
                     since: Instant::now(),
@@ -206,7 +212,12 @@ impl Listener {
             }
             Socket::Unix { listener: l, .. } => {
                 let (s, _) = l.accept().map_err(closed)?;
-                Incoming { sock: Sock::Unix(s), config: None, from: self.addr.to_string(), since: Instant::now() }
+                Incoming {
+                    sock: Arc::new(Sock::Unix(s)),
+                    config: None,
+                    from: self.addr.to_string(),
+                    since: Instant::now(),
+                }
             }
         })
     }
@@ -263,7 +274,7 @@ fn clear_stale(path: &Path) -> Result<()> {
 
 /// A connection that has proven nothing yet.
 pub struct Incoming {
-    sock: Sock,
+    sock: Arc<Sock>,
     config: Option<Arc<ServerConfig>>,
     from: String,
     since: Instant,
@@ -275,16 +286,21 @@ impl Incoming {
         &self.from
     }
 
+    /// A handle that closes it from any thread, also in the middle of the handshake.
+    pub fn closer(&self) -> Closer {
+        Closer { sock: Arc::downgrade(&self.sock) }
+    }
+
     /// Finds out who it is, within [`HANDSHAKE_TIMEOUT`] of the connection's arrival. On TCP any key is let through here, but
     /// a proven one: whether it is known is for the caller to decide before it uses the link. [`Kind::Refused`]: the wrong
     /// user on a Unix socket; [`Kind::Timeout`], [`Kind::Link`]: no handshake.
     pub fn handshake(self) -> Result<Link> {
         self.sock.prepare().at(&self.from)?;
-        match (self.sock, self.config) {
-            (Sock::Unix(s), _) => Link::local(s, self.from),
+        match (&*self.sock, self.config) {
+            (Sock::Unix(_), _) => Link::local(self.sock, self.from),
             (sock, Some(config)) => {
-                let done = tls::answer(&sock, &config, self.since + HANDSHAKE_TIMEOUT, &self.from)?;
-                Ok(Link::sealed(sock, done, self.from))
+                let done = tls::answer(sock, &config, self.since + HANDSHAKE_TIMEOUT, &self.from)?;
+                Ok(Link::sealed(self.sock, done, self.from))
             }
             (Sock::Tcp(_), None) => Err(Error::failed(format!("{}: no keys to speak TLS with", self.from))),
         }
@@ -311,10 +327,7 @@ pub(super) fn dial_for(
             let s = os::sock::connect_unix(path, timeout).map_err(|e| dial_error(&e, &to))?;
             let sock = Sock::Unix(s);
             sock.prepare().at(&to)?;
-            match sock {
-                Sock::Unix(s) => Link::local(s, to),
-                Sock::Tcp(_) => Err(Error::failed("a Unix socket became a TCP socket")),
-            }
+            Link::local(Arc::new(sock), to)
         }
         Addr::Tcp(a) => {
             let Some(expected) = expected else {
@@ -325,7 +338,7 @@ pub(super) fn dial_for(
             let sock = Sock::Tcp(connect_tcp(a, deadline, &to)?);
             sock.prepare().at(&to)?;
             let done = tls::call(&sock, identity, expected, purpose, deadline, &to)?;
-            Ok(Link::sealed(sock, done, to))
+            Ok(Link::sealed(Arc::new(sock), done, to))
         }
     }
 }

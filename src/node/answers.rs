@@ -1,9 +1,11 @@
 //! A receiver's answers about its tree, given by the thread that reads the link, or, during a comparison, beside it.
 
 use super::tell;
-use crate::base::{DirId, Error, Result, VolId};
+use crate::base::{DirId, Error, LinkId, Name, Result, Seq, VolId};
+use crate::format::codec;
 use crate::format::msg::{Ask, Msg, Told};
 use crate::net::{Closer, FrameWriter};
+use crate::pair::plan;
 use crate::store::receive::Receiver;
 use crate::store::replica::Replica;
 use crossbeam::channel::{Sender, unbounded};
@@ -64,6 +66,45 @@ pub fn lists(replica: &Replica, id: u64, vol: VolId, dirs: Vec<DirId>, say: Say)
         }
     }
     say(&Msg::ListPart { id, lists, last: true })
+}
+
+/// Tells the journal's records after `since` (`u64::MAX`: none), and the names of the link ids in them and in `lids`.
+pub fn journal(replica: &Replica, since: Seq, mut lids: Vec<(VolId, LinkId)>, say: Say) -> Result<()> {
+    let (recs, links) = {
+        let m = replica.order();
+        let recs =
+            if since.0 == u64::MAX { Vec::new() } else { m.journal.since(since.max(m.journal.begins_after()))? };
+        lids.extend(plan::link_ids(&recs));
+        (recs, replica.links_of(lids))
+    };
+    let mut part = Vec::new();
+    let mut bytes = 0;
+    for r in recs {
+        let b = codec::encode(&r)?;
+        bytes += b.len();
+        part.push(b);
+        if bytes > PART_BYTES {
+            bytes = 0;
+            say(&Msg::JournalPart { recs: std::mem::take(&mut part), links: vec![], last: false })?;
+        }
+    }
+    let links = links.into_iter().map(|((v, l), n)| (v, l, n)).collect();
+    say(&Msg::JournalPart { recs: part, links, last: true })
+}
+
+/// Tells the paths of names.
+pub fn paths(replica: &Replica, id: u64, names: Vec<(VolId, Name)>, say: Say) -> Result<()> {
+    let (mut paths, mut size) = (Vec::new(), 0);
+    for (vol, name) in names {
+        let p = replica.region(vol)?.path_bytes(&name);
+        size += p.len() + 8;
+        paths.push(p);
+        if size > PART_BYTES {
+            size = 0;
+            say(&Msg::Paths { id, paths: std::mem::take(&mut paths) })?;
+        }
+    }
+    if paths.is_empty() { Ok(()) } else { say(&Msg::Paths { id, paths }) }
 }
 
 /// A thread that answers the questions of a comparison while entries go on coming in.

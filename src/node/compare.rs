@@ -183,7 +183,7 @@ impl Walk<'_> {
                 (m.live.last_seq(), w)
             };
             send(&Msg::Hold { id, at: q })?;
-            Ok((watch, self.group.queue.bytes().1))
+            Ok((watch, self.group.queue.total()))
         })?;
         let src = Source { replica: self.group.replica.clone(), watch };
         self.point = Some(Point { id, src, since: Instant::now(), total });
@@ -206,7 +206,7 @@ impl Walk<'_> {
 
     fn renew_if_due(&mut self) -> Result<()> {
         let due = self.point.as_ref().is_none_or(|p| {
-            p.since.elapsed() > POINT || self.group.queue.bytes().1.saturating_sub(p.total) > POINT_BYTES
+            p.since.elapsed() > POINT || self.group.queue.total().saturating_sub(p.total) > POINT_BYTES
         });
         if due {
             self.close()?;

@@ -2,9 +2,11 @@
 //!
 //! Relative paths are relative to the directory of the file, so that a site can be moved as a whole.
 
-use super::config_source::Source;
+pub use super::config_launch::{LaunchConfig, OnSuspended};
+use super::config_source::{SITE, Source};
 use super::config_text;
 use crate::base::{At, Error, Result, Site, limits};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ pub struct Config {
     pub groups: Vec<GroupConfig>,
     /// Bounds that the operator may change.
     pub limits: LimitsConfig,
+    /// What this site lets a replica start and mount.
+    pub launch: LaunchConfig,
 }
 
 /// `[node]`.
@@ -32,6 +36,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Where it listens: `unix:/ABSOLUTE/PATH` or `HOST:PORT`; the text form of `net::Addr`.
     pub listen: Vec<String>,
+    /// Where metrics and health are served over HTTP, to whoever reaches it; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `[[peer]]`.
@@ -78,15 +84,50 @@ pub struct GroupConfig {
     pub volumes: Vec<VolumeConfig>,
     /// The pairs of the whole group, also those that this site has no end of.
     pub pairs: Vec<PairConfig>,
+    /// Name of the environment file in each volume's root (CD-12).
+    pub env_file: String,
+    /// How the sync site takes over by itself; `None`: it does not.
+    pub takeover: Option<AutoTakeover>,
 }
 
-/// `[[group.volume]]`.
+/// `takeover = "auto"` with who is asked (G3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AutoTakeover {
+    /// The third voter.
+    pub arbiter: Arbiter,
+    /// After this time without a word a site counts as lost: the length of a vote.
+    pub detect: Duration,
+    /// The ends of the sync pair, the other two voters.
+    pub ends: [Site; 2],
+}
+
+/// The third voter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arbiter {
+    /// The node of a third site.
+    Site(Site),
+    /// An etcd.
+    Etcd {
+        /// `http://HOST:PORT` of its members.
+        endpoints: Vec<String>,
+        /// What its keys begin with.
+        prefix: String,
+    },
+}
+
+/// `[[group.volume]]`: a row of the volume definition table (CD-1).
 #[derive(Clone, Debug)]
 pub struct VolumeConfig {
     /// Its name.
     pub name: String,
     /// The regions that hold it here, absolute; one for each leg, the same number in every volume of a group.
     pub legs: Vec<PathBuf>,
+    /// How many of `legs` the site file names; those after them lie beside the last one, on its drive.
+    pub drives: usize,
+    /// Emulation type: with RAID 1 the drives are one logical unit.
+    pub emulation: Emulation,
+    /// Its size, bytes; 0: that of the filesystem below.
+    pub size: u64,
     /// Where it is mounted when this site is primary, absolute.
     pub mount: Option<PathBuf>,
     /// Port name (CD-13).
@@ -95,7 +136,19 @@ pub struct VolumeConfig {
     pub lu: u32,
 }
 
-/// `[[group.pair]]`.
+/// Port and logical unit of a volume at one site.
+pub type PortLu = (String, u32);
+
+/// Emulation type of a volume (CD-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulation {
+    /// One drive.
+    None,
+    /// Two drives with the same content under one logical unit.
+    Raid1,
+}
+
+/// `[[group.pair]]`: the rows of the pair definition table for one pair (CD-2).
 #[derive(Clone, Debug)]
 pub struct PairConfig {
     /// Its name.
@@ -104,6 +157,8 @@ pub struct PairConfig {
     pub mode: Mode,
     /// Its two sites.
     pub sites: [Site; 2],
+    /// What the other end calls each volume, by index. Means something at a site that has an end of the pair.
+    pub remote: Vec<PortLu>,
 }
 
 /// `[limits]`.
@@ -111,7 +166,7 @@ pub struct PairConfig {
 pub struct LimitsConfig {
     /// Entries kept in memory for peers that lag, bytes.
     pub queue_memory_bytes: u64,
-    /// Spool on disk for peers that lag, bytes. Not heeded in this version.
+    /// Spool on disk for peers that lag, bytes; 0: none. Beyond it a pair is "behind".
     pub spool_bytes: u64,
     /// A link without any byte for this long is broken.
     pub link_timeout: Duration,
@@ -121,12 +176,14 @@ pub struct LimitsConfig {
     pub progress_timeout: Duration,
     /// Change journal of a group, bytes; beyond it the oldest intervals are forgotten (older peers then need a full comparison).
     pub journal_bytes: u64,
-    /// Entry log of a group at a receiving site, bytes. Not heeded in this version.
+    /// Entry log of a group at a receiving site, bytes; beyond it the sender waits. What a resync stages comes on top.
     pub log_bytes: u64,
 }
 
 /// Default for `journal_mib`.
 pub const JOURNAL_BYTES_DEFAULT: u64 = 256 << 20;
+/// Default for `env_file`.
+pub const ENV_FILE_DEFAULT: &str = "env.txt";
 /// Default for `log_mib`.
 pub const LOG_BYTES_DEFAULT: u64 = 512 << 20;
 
@@ -162,7 +219,6 @@ impl Default for LimitsConfig {
 impl Config {
     /// Reads and checks a site file. Errors are [`crate::base::Kind::Config`] and begin with `FILE:LINE: `.
     pub fn load(path: &Path) -> Result<Config> {
-        let abs = std::path::absolute(path).at(path.display())?;
         let text = std::fs::read_to_string(path).map_err(|e| {
             let hint = match e.kind() {
                 std::io::ErrorKind::NotFound => "; give the site file with --config FILE or in $KAGAMI_CONFIG",
@@ -171,7 +227,13 @@ impl Config {
             };
             Error::config(format!("{}: {e}{hint}", path.display()))
         })?;
-        config_text::parse(Source { file: path.display().to_string(), text: &text, path: abs })
+        Config::parse(path, &text)
+    }
+
+    /// As [`Config::load`], of a text that would lie at `path`.
+    pub fn parse(path: &Path, text: &str) -> Result<Config> {
+        let abs = std::path::absolute(path).at(path.display())?;
+        config_text::parse(Source { file: path.display().to_string(), text, path: abs, lang: &SITE })
     }
 
     /// The control socket of this node.
@@ -224,6 +286,16 @@ impl PairConfig {
             () if a == site => Some(b),
             () if b == site => Some(a),
             () => None,
+        }
+    }
+}
+
+impl Emulation {
+    /// As written in the site file and in the config definition.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Emulation::None => "none",
+            Emulation::Raid1 => "raid1",
         }
     }
 }

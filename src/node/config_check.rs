@@ -1,6 +1,7 @@
 //! `kagami config check`: what a right site file may still get wrong on this machine.
 
 use super::config::{Config, LimitsConfig};
+use crate::os::sys;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -111,20 +112,14 @@ pub fn warnings(c: &Config) -> Vec<String> {
         for leg in g.volumes.iter().flat_map(|v| &v.legs) {
             region_warnings(&mounts, leg, &mut out);
         }
+        for lead in g.volumes.first().iter().flat_map(|v| &v.legs) {
+            room_warning(&c.limits, lead, &mut out);
+        }
         if g.legs() > 1 {
             same_device(&mounts, g, &mut out);
         }
         if g.pairs.is_empty() {
             out.push(format!("group {} has no pair: nothing of it is kept at another site", g.name));
-        }
-    }
-    // What is read and not heeded must not be silent.
-    let d = LimitsConfig::default();
-    for (name, set) in
-        [("spool_mib", c.limits.spool_bytes != d.spool_bytes), ("log_mib", c.limits.log_bytes != d.log_bytes)]
-    {
-        if set {
-            out.push(format!("limits.{name} has no effect in this version: see README, what is there and what is not"));
         }
     }
     out.extend(fuse_missing());
@@ -160,10 +155,29 @@ fn region_warnings(mounts: &[MountPoint], leg: &Path, out: &mut Vec<String>) {
     }
 }
 
+/// The queues of a group lie in its lead region: what they may grow to should be there.
+fn room_warning(l: &LimitsConfig, lead: &Path, out: &mut Vec<String>) {
+    let Ok(s) = std::fs::File::open(existing(lead)).and_then(|d| sys::statfs(&d)) else { return };
+    let (need, free) = (l.journal_bytes + l.spool_bytes.max(l.log_bytes), s.bavail.saturating_mul(s.frsize));
+    if free < need {
+        out.push(format!(
+            "region {}: {} MiB are free, and journal_mib with spool_mib (as primary) or log_mib (as secondary) may take {} MiB",
+            lead.display(),
+            free >> 20,
+            need >> 20
+        ));
+    }
+}
+
 fn same_device(mounts: &[MountPoint], g: &super::config::GroupConfig, out: &mut Vec<String>) {
     for v in &g.volumes {
-        let sources: Vec<&str> =
-            v.legs.iter().filter_map(|l| mount_of(mounts, &existing(l))).map(|m| m.source.as_str()).collect();
+        let sources: Vec<&str> = v
+            .legs
+            .iter()
+            .take(v.drives)
+            .filter_map(|l| mount_of(mounts, &existing(l)))
+            .map(|m| m.source.as_str())
+            .collect();
         if sources.windows(2).any(|w| w.first() == w.last()) {
             out.push(format!("volume {}: two legs lie on one device, and are lost together with it", v.name));
         }

@@ -1,4 +1,5 @@
-//! The text of a site file while it is read: lines, errors with what to write instead, names, paths, addresses.
+//! The text of a file of the operator's while it is read: lines, errors with what to write instead, names, paths,
+//! addresses. Site files and the definition files of applications are read with it.
 
 use crate::base::{Error, Result};
 use std::collections::BTreeMap;
@@ -11,23 +12,40 @@ const ITEMS_MAX: usize = 64;
 /// Longest path of a Unix socket, bytes (`sun_path` less its NUL).
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
-/// A site file's text and where it came from.
-pub(super) struct Source<'a> {
+/// What a sort of file is made of, for errors of syntax and type.
+pub(crate) struct Lang {
+    /// What a right line looks like, for each key.
+    pub examples: &'static [(&'static str, &'static str)],
+    /// The forms of a line.
+    pub forms: &'static str,
+}
+
+/// A file's text and where it came from.
+pub(crate) struct Source<'a> {
     /// As the user named it: what errors begin with.
     pub file: String,
     pub text: &'a str,
     /// Absolute.
     pub path: PathBuf,
+    /// The sort of file.
+    pub lang: &'static Lang,
 }
 
 /// A text with its place.
-pub(super) type Str = Spanned<String>;
+pub(crate) type Str = Spanned<String>;
 
-/// What a right line looks like, for errors of syntax and type.
+/// A site file.
+pub(crate) const SITE: Lang = Lang {
+    examples: EXAMPLES,
+    forms: "KEY = VALUE, [node], [limits], [launch], [[peer]], [[group]], [[group.volume]] or [[group.pair]]",
+};
+
 const EXAMPLES: &[(&str, &str)] = &[
     ("site", "site = \"primary\""),
     ("state_dir", "state_dir = \"state\""),
     ("listen", "listen = [\"unix:run/node.sock\", \"127.0.0.1:7401\"]"),
+    ("metrics", "metrics = \"127.0.0.1:9469\""),
+    ("metrics_open", "metrics_open = true or false"),
     ("addr", "addr = \"unix:../sync/run/node.sock\" or \"HOST:PORT\""),
     ("key", "key = \"kgm1:…\" as `kagami keygen` prints it"),
     ("name", "name = \"lab\""),
@@ -37,6 +55,16 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("mount", "mount = \"/srv/lab\""),
     ("region", "region = \"region\""),
     ("legs", "legs = [\"regionA\", \"regionB\"]"),
+    ("drives", "drives = [\"/disk1/region\", \"/disk2/region\"]"),
+    ("emulation", "emulation = \"none\" or \"raid1\""),
+    ("size", "size = \"100MB\" or \"200MiB\""),
+    ("env_file", "env_file = \"env.txt\""),
+    ("takeover", "takeover = \"manual\" or \"auto\""),
+    ("arbiter", "arbiter = { site = \"SITE\" } or { etcd = [\"http://127.0.0.1:2379\"] }"),
+    ("etcd", "etcd = [\"http://127.0.0.1:2379\"]"),
+    ("prefix", "prefix = \"kagami\""),
+    ("detect", "detect = 5"),
+    ("remote", "remote = \"p0/0\", its port and lu at the other site"),
     ("port", "port = \"p0\""),
     ("lu", "lu = 0"),
     ("mode", "mode = \"sync\" or \"async\""),
@@ -54,10 +82,22 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("progress_timeout_ms", "progress_timeout_ms = 30000"),
     ("journal_mib", "journal_mib = 256"),
     ("log_mib", "log_mib = 512"),
+    ("launch", "[launch] with commands = [\"/usr/bin/postgres\"] below it"),
+    ("commands", "commands = [\"/usr/bin/postgres\", \"/opt/shop/bin/\"]"),
+    ("users", "users = [\"postgres\"]"),
+    ("mounts", "mounts = [\"/DB/\", \"/AP/\"]"),
+    ("env", "env = [\"PYTHONPATH\"]"),
+    ("from_volume", "from_volume = true or false"),
+    ("cover_non_empty", "cover_non_empty = true or false"),
+    ("on_lost_primary", "on_lost_primary = \"wait\", \"ask\" or \"mount\""),
+    ("on_suspend", "on_suspend = \"wait\", \"ask\" or \"mount\""),
+    ("lost_primary_after_s", "lost_primary_after_s = 10"),
 ];
 
-fn example(key: &str) -> Option<&'static str> {
-    EXAMPLES.iter().find(|(k, _)| *k == key).map(|(_, e)| *e)
+impl Lang {
+    pub(crate) fn example(&self, key: &str) -> Option<&'static str> {
+        self.examples.iter().find(|(k, _)| *k == key).map(|(_, e)| *e)
+    }
 }
 
 /// The words between the first pair of backticks.
@@ -94,15 +134,15 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 impl Source<'_> {
-    pub(super) fn line_of(&self, offset: usize) -> usize {
+    pub(crate) fn line_of(&self, offset: usize) -> usize {
         self.text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
     }
 
-    pub(super) fn err(&self, span: Range<usize>, msg: impl std::fmt::Display) -> Error {
+    pub(crate) fn err(&self, span: Range<usize>, msg: impl std::fmt::Display) -> Error {
         Error::config(format!("{}:{}: {msg}", self.file, self.line_of(span.start)))
     }
 
-    pub(super) fn at<T>(&self, s: &Spanned<T>, msg: impl std::fmt::Display) -> Error {
+    pub(crate) fn at<T>(&self, s: &Spanned<T>, msg: impl std::fmt::Display) -> Error {
         self.err(s.span(), msg)
     }
 
@@ -113,7 +153,7 @@ impl Source<'_> {
     }
 
     /// An error of the TOML parser or of the shape, with what to write instead.
-    pub(super) fn shape(&self, e: &toml::de::Error) -> Error {
+    pub(crate) fn shape(&self, e: &toml::de::Error) -> Error {
         let start = e.span().map_or(0, |s| s.start);
         let msg = e.message().trim().replace('\n', ", ");
         let span = start..start;
@@ -121,23 +161,24 @@ impl Source<'_> {
             let word = quoted(rest).unwrap_or("?").to_owned();
             let known: Vec<&str> = rest.split('`').skip(3).step_by(2).collect();
             let what = match nearest(&word, known.iter().copied()) {
-                Some(k) => format!("write {} instead", example(k).unwrap_or(k)),
+                Some(k) => format!("write {} instead", self.lang.example(k).unwrap_or(k)),
                 None => format!("write one of {} instead, or remove the line", known.join(", ")),
             };
             return self.err(span, format!("unknown key {word}; {what}"));
         }
         if msg.starts_with("missing field ") {
             let word = quoted(&msg).unwrap_or("?");
-            return self.err(span, format!("{word} is missing here; write {}", example(word).unwrap_or(word)));
+            return self
+                .err(span, format!("{word} is missing here; write {}", self.lang.example(word).unwrap_or(word)));
         }
-        match self.key_at(start).and_then(|k| example(k).map(|x| (k, x))) {
+        match self.key_at(start).and_then(|k| self.lang.example(k).map(|x| (k, x))) {
             Some((k, x)) => self.err(span, format!("{k}: {msg}; write {x} instead")),
-            None => self.err(span, format!("{msg}; write KEY = VALUE, [node], [limits], [[peer]], [[group]], [[group.volume]] or [[group.pair]]")),
+            None => self.err(span, format!("{msg}; write {}", self.lang.forms)),
         }
     }
 
     /// A name: also safe as a file name and as an argument.
-    pub(super) fn name(&self, what: &str, s: &Str) -> Result<String> {
+    pub(crate) fn name(&self, what: &str, s: &Str) -> Result<String> {
         let n = s.get_ref();
         let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         if n.is_empty() || n.len() > 64 || !n.chars().all(ok) || !n.starts_with(|c: char| c.is_ascii_alphanumeric()) {
@@ -152,14 +193,14 @@ impl Source<'_> {
     }
 
     /// A path, made absolute and free of `.` and `..` without touching the disk.
-    pub(super) fn path(&self, what: &str, s: &Str) -> Result<PathBuf> {
+    pub(crate) fn path(&self, what: &str, s: &Str) -> Result<PathBuf> {
         if s.get_ref().is_empty() || s.get_ref().contains('\0') {
             return Err(self.at(s, format!("{what} is no path; write a directory, as in {what} = \"{what}\", instead")));
         }
         Ok(self.resolve(s.get_ref()))
     }
 
-    pub(super) fn resolve(&self, p: &str) -> PathBuf {
+    pub(crate) fn resolve(&self, p: &str) -> PathBuf {
         let base = self.path.parent().unwrap_or(Path::new("/"));
         let mut out = PathBuf::new();
         for c in base.join(p).components() {
@@ -174,7 +215,7 @@ impl Source<'_> {
         out
     }
 
-    pub(super) fn addr(&self, what: &str, s: &Str) -> Result<String> {
+    pub(crate) fn addr(&self, what: &str, s: &Str) -> Result<String> {
         let a = s.get_ref();
         if let Some(p) = a.strip_prefix("unix:") {
             let p = self.resolve(p);
@@ -202,7 +243,7 @@ impl Source<'_> {
         Ok(hp.to_owned())
     }
 
-    pub(super) fn number(&self, key: &str, s: &Option<Spanned<i64>>, range: Range<u64>) -> Result<Option<u64>> {
+    pub(crate) fn number(&self, key: &str, s: &Option<Spanned<i64>>, range: Range<u64>) -> Result<Option<u64>> {
         let Some(s) = s else { return Ok(None) };
         match u64::try_from(*s.get_ref()) {
             Ok(n) if range.contains(&n) => Ok(Some(n)),
@@ -220,18 +261,18 @@ impl Source<'_> {
 }
 
 /// Refuses a second thing of the same name and says where the first one is.
-pub(super) struct Unique<'s, 'a> {
+pub(crate) struct Unique<'s, 'a> {
     src: &'s Source<'a>,
     what: &'static str,
     seen: BTreeMap<String, usize>,
 }
 
 impl<'s, 'a> Unique<'s, 'a> {
-    pub(super) fn new(src: &'s Source<'a>, what: &'static str) -> Unique<'s, 'a> {
+    pub(crate) fn new(src: &'s Source<'a>, what: &'static str) -> Unique<'s, 'a> {
         Unique { src, what, seen: BTreeMap::new() }
     }
 
-    pub(super) fn add(&mut self, value: &str, span: Range<usize>) -> Result<()> {
+    pub(crate) fn add(&mut self, value: &str, span: Range<usize>) -> Result<()> {
         if self.seen.len() >= ITEMS_MAX {
             return Err(self.src.err(span, format!("more than {ITEMS_MAX} times {}; write fewer", self.what)));
         }

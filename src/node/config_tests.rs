@@ -72,6 +72,16 @@ fn a_good_file_is_read_with_its_defaults() {
 fn every_mistake_has_its_line_and_its_remedy() {
     let cases: &[(&str, &str, &str, &str)] = &[
         // (what stands in GOOD, what is put there, the line, words of the error)
+        ("listen = [", "metrics = \"9469\"\nlisten = [", "3", "write metrics = \"127.0.0.1:9469\" instead"),
+        ("listen = [", "metrics = \"localhost:9469\"\nlisten = [", "3", "is no IP address with a port"),
+        (
+            "listen = [",
+            "metrics = \"0.0.0.0:77\"\nlisten = [",
+            "3",
+            "write metrics = \"127.0.0.1:77\" instead, or metrics_open = true",
+        ),
+        ("listen = [", "metrics = \"[2001:db8::1]:77\"\nlisten = [", "3", "learns the state of every group"),
+        ("listen = [", "metrics_open = true\nlisten = [", "3", "means nothing alone"),
         ("site = \"primary\"\nl", "sit = \"primary\"\nl", "2", "unknown key sit; write site = \"primary\" instead"),
         ("[limits]", "[limitz]", "27", "unknown key limitz; write [limits]"),
         ("spool_mib = 8", "frobnicate = 8", "28", "unknown key frobnicate; write one of queue_memory_mib"),
@@ -111,6 +121,31 @@ fn every_mistake_has_its_line_and_its_remedy() {
         ("legs = [\"region1\"]", "", "17", "write region = \"region\" as well"),
         ("legs = [\"region1\"]", "legs = [\"state\"]", "18", "state_dir"),
         ("legs = [\"region1\"]", "legs = [\"region1\"]\nregion = \"x\"", "18", "only one of them"),
+        ("legs = [\"region1\"]", "drives = [\"a\", \"b\"]", "18", "write emulation = \"raid1\" as well"),
+        ("legs = [\"region1\"]", "emulation = \"raid1\"\ndrives = [\"a\"]", "19", "is two drives under one LU"),
+        ("legs = [\"region1\"]", "emulation = \"raid1\"\nregion = \"a\"", "17", "is two drives under one LU"),
+        ("legs = [\"region1\"]", "emulation = \"raid5\"\nregion = \"a\"", "18", "write \"none\" or \"raid1\""),
+        ("legs = [\"region1\"]", "legs = [\"a\"]\ndrives = [\"b\"]", "18", "only one of them"),
+        ("legs = [\"region1\"]", "region = \"a\"\nsize = \"100 megs\"", "19", "write \"100MB\", \"200MiB\""),
+        ("legs = [\"region1\"]", "region = \"a\"\nsize = 100", "19", "65536 at least"),
+        (
+            "sites = [\"primary\", \"sync\"]\n",
+            "sites = [\"primary\", \"sync\"]\n[[group.pair.volume]]\nname = \"vol7\"\nremote = \"p/0\"\n",
+            "24",
+            "write one of vol0, vol1",
+        ),
+        (
+            "sites = [\"primary\", \"sync\"]\n",
+            "sites = [\"primary\", \"sync\"]\n[[group.pair.volume]]\nname = \"vol1\"\nremote = \"p-0\"\n",
+            "25",
+            "write PORT/LU",
+        ),
+        (
+            "sites = [\"primary\", \"sync\"]\n",
+            "sites = [\"primary\", \"sync\"]\n[[group.pair.volume]]\nname = \"vol1\"\nremote = \"p0/0\"\n",
+            "20",
+            "for two volumes",
+        ),
         ("mount = \"mnt\"", "mount = \"region/tree\"", "12", "one inside the other"),
         ("mount = \"mnt\"", "mount = \"\"", "12", "mount is no path"),
         ("127.0.0.1:7401", "127.0.0.1", "3", "write \"unix:PATH\" or \"HOST:PORT\""),
@@ -126,6 +161,28 @@ fn every_mistake_has_its_line_and_its_remedy() {
         assert!(e.contains(words), "{to}: {e}");
         assert_eq!(e.lines().count(), 1, "{e}");
     }
+}
+
+#[test]
+fn cd1_sizes_drives_and_the_other_ends_are_read_and_written_back() {
+    let text = GOOD
+        .replace("legs = [\"region1\"]", "emulation = \"raid1\"\ndrives = [\"a\", \"b\"]\nsize = \"200MB\"")
+        .replace("region = \"region\"", "region = \"region\"\nport = \"21b\"\nlu = 3\nsize = 104857600")
+        .replace(
+            "sites = [\"primary\", \"sync\"]\n",
+            "sites = [\"primary\", \"sync\"]\n[[group.pair.volume]]\nname = \"vol0\"\nremote = \"21d/0\"\n",
+        );
+    let c = load(&text).unwrap();
+    let g = c.group("lab").unwrap();
+    let [one, two] = g.volumes.as_slice() else { panic!("two volumes") };
+    assert_eq!((one.size, one.emulation, one.drives), (100 << 20, Emulation::None, 1));
+    assert_eq!((two.size, two.emulation, two.drives), (200_000_000, Emulation::Raid1, 2));
+    // A leg is a replica of the whole group: the single drive holds its part of both.
+    assert_eq!(one.legs[1], one.legs[0].join(".kagami/leg1"));
+    assert_eq!(g.pairs[0].remote, [("21d".to_owned(), 0), ("p0".to_owned(), 1)]);
+    assert_eq!(g.env_file, "env.txt");
+    let again = load(&c.to_toml()).unwrap();
+    assert_eq!(again.to_toml(), c.to_toml());
 }
 
 #[test]

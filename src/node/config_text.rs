@@ -1,9 +1,12 @@
 //! From the text of a site file to [`Config`] and back: the shape by serde, then every rule, each with its line.
 
 use super::config::*;
+use super::config_arbiter::{self, RawArbiter};
+use super::config_launch::{self, RawLaunch};
 use super::config_source::{Source, Str, Unique};
 use crate::base::Result;
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +14,9 @@ use toml::Spanned;
 
 /// Most legs of a volume.
 const LEGS_MAX: usize = 8;
+/// Smallest size of a volume, bytes.
+const SIZE_BYTES_MIN: u64 = 64 << 10;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFile {
@@ -21,6 +27,7 @@ struct RawFile {
     group: Vec<RawGroup>,
     #[serde(default)]
     limits: RawLimits,
+    launch: Option<RawLaunch>,
 }
 
 #[derive(Deserialize)]
@@ -30,6 +37,8 @@ struct RawNode {
     state_dir: Option<Str>,
     #[serde(default)]
     listen: Vec<Str>,
+    metrics: Option<Str>,
+    metrics_open: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -48,6 +57,10 @@ struct RawGroup {
     write_through: Option<Spanned<bool>>,
     primary: Str,
     mount: Option<Str>,
+    env_file: Option<Str>,
+    takeover: Option<Str>,
+    arbiter: Option<Spanned<RawArbiter>>,
+    detect: Option<Spanned<i64>>,
     #[serde(default)]
     volume: Vec<RawVolume>,
     #[serde(default)]
@@ -60,6 +73,9 @@ struct RawVolume {
     name: Str,
     region: Option<Str>,
     legs: Option<Spanned<Vec<Str>>>,
+    drives: Option<Spanned<Vec<Str>>>,
+    emulation: Option<Str>,
+    size: Option<Spanned<toml::Value>>,
     mount: Option<Str>,
     port: Option<Str>,
     lu: Option<Spanned<i64>>,
@@ -71,6 +87,15 @@ struct RawPair {
     name: Str,
     mode: Str,
     sites: Spanned<Vec<Str>>,
+    #[serde(default)]
+    volume: Vec<RawRemote>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRemote {
+    name: Str,
+    remote: Str,
 }
 
 #[derive(Deserialize, Default)]
@@ -99,7 +124,8 @@ pub(super) fn parse(src: Source<'_>) -> Result<Config> {
     }
     places.check(&node)?;
     let limits = limits(&src, &raw.limits)?;
-    Ok(Config { path: src.path.clone(), node, peers, groups, limits })
+    let launch = config_launch::launch(&src, raw.launch.as_ref())?;
+    Ok(Config { path: src.path.clone(), node, peers, groups, limits, launch })
 }
 
 fn node(src: &Source<'_>, raw: &RawNode) -> Result<NodeConfig> {
@@ -115,7 +141,35 @@ fn node(src: &Source<'_>, raw: &RawNode) -> Result<NodeConfig> {
         seen.add(&a, l.span())?;
         listen.push(a);
     }
-    Ok(NodeConfig { site, state_dir, listen })
+    let metrics = metrics(src, raw)?;
+    Ok(NodeConfig { site, state_dir, listen, metrics })
+}
+
+fn metrics(src: &Source<'_>, raw: &RawNode) -> Result<Option<SocketAddr>> {
+    let open = raw.metrics_open.as_ref().is_some_and(|o| *o.get_ref());
+    let Some(m) = &raw.metrics else {
+        return match &raw.metrics_open {
+            Some(o) if open => {
+                Err(src
+                    .at(o, "metrics_open means nothing alone; write metrics = \"0.0.0.0:9469\" as well, or remove it"))
+            }
+            _ => Ok(None),
+        };
+    };
+    let text = m.get_ref();
+    let addr: SocketAddr = text.parse().ok().filter(|a: &SocketAddr| a.port() > 0).ok_or_else(|| {
+        src.at(
+            m,
+            format!("metrics = {text:?} is no IP address with a port; write metrics = \"127.0.0.1:9469\" instead"),
+        )
+    })?;
+    if !addr.ip().is_loopback() && !open {
+        return Err(src.at(
+            m,
+            format!("metrics = {text:?} is reached from other machines, and whoever reaches it learns the state of every group without a key; write metrics = \"127.0.0.1:{}\" instead, or metrics_open = true as well", addr.port()),
+        ));
+    }
+    Ok(Some(addr))
 }
 
 fn peers(src: &Source<'_>, raw: &[RawPeer], node: &NodeConfig) -> Result<Vec<PeerConfig>> {
@@ -165,7 +219,8 @@ fn group(
     }
     let write_through = fence == Fence::Data || raw.write_through.as_ref().is_some_and(|w| *w.get_ref());
     let primary = known(&raw.primary)?;
-    let pairs = pairs(src, raw, &known)?;
+    let volumes = volumes(src, raw, places)?;
+    let pairs = pairs(src, raw, &known, &volumes)?;
     let member = |s: &str| pairs.iter().any(|p| p.other(s).is_some());
     if !pairs.is_empty() && !member(&primary) {
         return Err(src.at(
@@ -182,11 +237,20 @@ fn group(
             ),
         ));
     }
-    let volumes = volumes(src, raw, places)?;
-    Ok(GroupConfig { name: raw.name.get_ref().clone(), fence, write_through, primary, volumes, pairs })
+    let env_file = raw.env_file.as_ref().map_or(Ok(ENV_FILE_DEFAULT.to_owned()), |s| src.name("env_file", s))?;
+    let keys =
+        config_arbiter::Keys { takeover: &raw.takeover, arbiter: &raw.arbiter, detect: &raw.detect, name: &raw.name };
+    let takeover = config_arbiter::takeover(src, &keys, &node.site, &known, &pairs)?;
+    let name = raw.name.get_ref().clone();
+    Ok(GroupConfig { name, fence, write_through, primary, volumes, pairs, env_file, takeover })
 }
 
-fn pairs(src: &Source<'_>, raw: &RawGroup, known: &impl Fn(&Str) -> Result<String>) -> Result<Vec<PairConfig>> {
+fn pairs(
+    src: &Source<'_>,
+    raw: &RawGroup,
+    known: &impl Fn(&Str) -> Result<String>,
+    volumes: &[VolumeConfig],
+) -> Result<Vec<PairConfig>> {
     let mut names = Unique::new(src, "pair");
     let mut ends = Unique::new(src, "pair of sites");
     let mut modes = Unique::new(src, "a pair with mode");
@@ -215,7 +279,42 @@ fn pairs(src: &Source<'_>, raw: &RawGroup, known: &impl Fn(&Str) -> Result<Strin
             return Err(src.at(b, format!("both ends are {x}; write two different sites instead")));
         }
         ends.add(&if x < y { format!("{x} and {y}") } else { format!("{y} and {x}") }, p.sites.span())?;
-        out.push(PairConfig { name, mode, sites });
+        let remote = remote(src, p, volumes)?;
+        out.push(PairConfig { name, mode, sites, remote });
+    }
+    Ok(out)
+}
+
+/// What the other end of a pair calls each volume; what is not said has the same port and LU there.
+fn remote(src: &Source<'_>, raw: &RawPair, volumes: &[VolumeConfig]) -> Result<Vec<PortLu>> {
+    let mut names = Unique::new(src, "volume");
+    let mut out: Vec<PortLu> = volumes.iter().map(|v| (v.port.clone(), v.lu)).collect();
+    for r in &raw.volume {
+        let name = src.name("volume", &r.name)?;
+        names.add(&name, r.name.span())?;
+        let Some(i) = volumes.iter().position(|v| v.name == name) else {
+            let known: Vec<&str> = volumes.iter().map(|v| v.name.as_str()).collect();
+            return Err(src.at(&r.name, format!("the group has no volume {name}; write one of {}", known.join(", "))));
+        };
+        let text = r.remote.get_ref();
+        let port_lu = text.rsplit_once('/').and_then(|(p, l)| Some((p, l.parse::<u16>().ok()?)));
+        let Some((port, lu)) = port_lu.filter(|(p, _)| !p.is_empty() && !p.contains('/')) else {
+            return Err(src.at(
+                &r.remote,
+                format!("remote = {text:?} is no port and LU; write PORT/LU as the other site's file has them, as in \"p0/0\", instead"),
+            ));
+        };
+        if let Some(end) = out.get_mut(i) {
+            *end = (port.to_owned(), lu.into());
+        }
+    }
+    for (i, end) in out.iter().enumerate() {
+        if out.iter().take(i).any(|o| o == end) {
+            return Err(src.at(
+                &raw.name,
+                format!("pair {} has {}/{} of the other site for two volumes; write [[group.pair.volume]] with another remote for one of them", raw.name.get_ref(), end.0, end.1),
+            ));
+        }
     }
     Ok(out)
 }
@@ -236,11 +335,8 @@ fn volumes(src: &Source<'_>, raw: &RawGroup, places: &mut Places<'_, '_>) -> Res
     for (i, v) in raw.volume.iter().enumerate() {
         let name = src.name("volume", &v.name)?;
         names.add(&name, v.name.span())?;
-        let legs = legs(src, v, places)?;
-        if out.first().is_some_and(|f| f.legs.len() != legs.len()) {
-            let n = out.first().map_or(0, |f| f.legs.len());
-            return Err(src.at(&v.name, format!("volume {name} has {} leg(s) and the first volume {n}; write as many regions for each volume of a group", legs.len())));
-        }
+        let emulation = emulation(src, v)?;
+        let legs = legs(src, v, emulation, places)?;
         let mount = match (&v.mount, &raw.mount) {
             (Some(a), Some(b)) if i == 0 && a.get_ref() != b.get_ref() => {
                 return Err(src.at(
@@ -267,19 +363,69 @@ fn volumes(src: &Source<'_>, raw: &RawGroup, places: &mut Places<'_, '_>) -> Res
         let port = v.port.as_ref().map(|p| src.name("port", p)).transpose()?.unwrap_or_else(|| "p0".into());
         let lu = src.number("lu", &v.lu, 0..1 << 16)?.map_or(i as u32, |n| n as u32);
         ports.add(&format!("{port}/{lu}"), v.lu.as_ref().map_or(v.name.span(), Spanned::span))?;
-        out.push(VolumeConfig { name, legs, mount, port, lu });
+        let size = size(src, &v.size)?;
+        out.push(VolumeConfig { name, drives: legs.len(), legs, emulation, size, mount, port, lu });
     }
+    even_legs(src, raw, &mut out)?;
     Ok(out)
 }
 
-fn legs(src: &Source<'_>, v: &RawVolume, places: &mut Places<'_, '_>) -> Result<Vec<PathBuf>> {
-    let list: Vec<&Str> = match (&v.region, &v.legs) {
+/// A leg is a replica of the whole group. Beside a volume of two drives, one of a single drive has its part of the second
+/// leg on the same drive, inside the first region.
+fn even_legs(src: &Source<'_>, raw: &RawGroup, volumes: &mut [VolumeConfig]) -> Result<()> {
+    let most = volumes.iter().map(|v| v.legs.len()).max().unwrap_or(1);
+    let mirrored = volumes.iter().any(|v| v.emulation == Emulation::Raid1);
+    let first = volumes.first().map_or(0, |v| v.legs.len());
+    if !volumes.iter().all(|v| v.legs.len() == most || (mirrored && v.legs.len() == 1)) {
+        let odd = volumes.iter().zip(&raw.volume).find(|(v, _)| v.legs.len() != first);
+        let (name, n, at) = odd.map_or(("", 0, 0..0), |(v, r)| (v.name.as_str(), v.legs.len(), r.name.span()));
+        return Err(src.err(at, format!("volume {name} has {n} leg(s) and the first volume {first}; write as many regions for each volume of a group")));
+    }
+    for v in volumes.iter_mut() {
+        let beside = v.legs.last().map(|l| l.join(".kagami")).unwrap_or_default();
+        v.legs.extend((v.legs.len()..most).map(|l| beside.join(format!("leg{l}"))));
+    }
+    Ok(())
+}
+
+fn emulation(src: &Source<'_>, v: &RawVolume) -> Result<Emulation> {
+    match v.emulation.as_ref().map(|e| (e, e.get_ref().as_str())) {
+        None | Some((_, "none")) => Ok(Emulation::None),
+        Some((_, "raid1")) => Ok(Emulation::Raid1),
+        Some((e, x)) => Err(src.at(e, format!("emulation = {x:?} is not known; write \"none\" or \"raid1\" instead"))),
+    }
+}
+
+fn size(src: &Source<'_>, raw: &Option<Spanned<toml::Value>>) -> Result<u64> {
+    let Some(s) = raw else { return Ok(0) };
+    let n = match s.get_ref() {
+        toml::Value::Integer(n) => u64::try_from(*n).ok(),
+        toml::Value::String(t) => crate::base::size::parse(t),
+        _ => None,
+    };
+    n.filter(|n| *n >= SIZE_BYTES_MIN).ok_or_else(|| {
+        src.at(s, format!("size = {} is no size; write \"100MB\", \"200MiB\" or a number of bytes, {SIZE_BYTES_MIN} at least, instead", s.get_ref()))
+    })
+}
+
+fn legs(src: &Source<'_>, v: &RawVolume, emulation: Emulation, places: &mut Places<'_, '_>) -> Result<Vec<PathBuf>> {
+    let list: Vec<&Str> = match (&v.region, v.legs.as_ref().or(v.drives.as_ref())) {
+        (_, Some(l)) if v.legs.is_some() && v.drives.is_some() => {
+            return Err(src.at(l, "legs and drives are both given; write only one of them"));
+        }
+        (_, other) if emulation == Emulation::Raid1 && v.drives.as_ref().is_none_or(|d| d.get_ref().len() != 2) => {
+            let span = v.drives.as_ref().or(other).map_or(v.name.span(), Spanned::span);
+            return Err(src.err(span, "emulation = \"raid1\" is two drives under one LU; write drives = [\"/disk1/region\", \"/disk2/region\"] instead"));
+        }
+        (None, Some(d)) if emulation == Emulation::None && v.drives.is_some() && d.get_ref().len() != 1 => {
+            return Err(src.at(d, format!("{} drives without a mirror; write emulation = \"raid1\" as well for two drives under one LU, or legs for further regions of the mirror group", d.get_ref().len())));
+        }
         (Some(r), None) => vec![r],
         (None, Some(l)) if !l.get_ref().is_empty() && l.get_ref().len() <= LEGS_MAX => l.get_ref().iter().collect(),
         (None, Some(l)) => {
             return Err(src.at(l, format!("legs has {} regions; write 1 to {LEGS_MAX} instead", l.get_ref().len())));
         }
-        (Some(_), Some(l)) => return Err(src.at(l, "region and legs are both given; write only one of them")),
+        (Some(_), Some(l)) => return Err(src.at(l, "region and legs or drives are both given; write only one of them")),
         (None, None) => {
             return Err(src
                 .at(&v.name, format!("volume {} has no region; write region = \"region\" as well", v.name.get_ref())));
@@ -359,6 +505,8 @@ impl Places<'_, '_> {
 
 fn limits(src: &Source<'_>, raw: &RawLimits) -> Result<LimitsConfig> {
     const TIB_IN_MIB: u64 = 1 << 20;
+    // A few batches, and a segment that is being applied.
+    const LOG_MIB_LEAST: u64 = 32;
     let d = LimitsConfig::default();
     let mib =
         |key, v, range: Range<u64>, or: u64| -> Result<u64> { Ok(src.number(key, v, range)?.map_or(or, |n| n << 20)) };
@@ -372,7 +520,7 @@ fn limits(src: &Source<'_>, raw: &RawLimits) -> Result<LimitsConfig> {
         heartbeat: ms("heartbeat_ms", &raw.heartbeat_ms, d.heartbeat)?,
         progress_timeout: ms("progress_timeout_ms", &raw.progress_timeout_ms, d.progress_timeout)?,
         journal_bytes: mib("journal_mib", &raw.journal_mib, 1..TIB_IN_MIB + 1, d.journal_bytes)?,
-        log_bytes: mib("log_mib", &raw.log_mib, 1..TIB_IN_MIB + 1, d.log_bytes)?,
+        log_bytes: mib("log_mib", &raw.log_mib, LOG_MIB_LEAST..TIB_IN_MIB + 1, d.log_bytes)?,
     };
     if l.heartbeat * 2 > l.link_timeout {
         let at = raw.heartbeat_ms.as_ref().or(raw.link_timeout_ms.as_ref()).map_or(0..0, Spanned::span);
@@ -392,6 +540,9 @@ pub(super) fn render(c: &Config) -> String {
         path(&c.node.state_dir),
         list(c.node.listen.iter().map(|l| format!("{l:?}")).collect())
     );
+    if let Some(m) = c.node.metrics {
+        o += &format!("metrics = \"{m}\"\nmetrics_open = {}\n", !m.ip().is_loopback());
+    }
     for p in &c.peers {
         o += &format!("\n[[peer]]\nsite = {:?}\n", p.site);
         o += &p.addr.as_ref().map(|a| format!("addr = {a:?}\n")).unwrap_or_default();
@@ -399,24 +550,34 @@ pub(super) fn render(c: &Config) -> String {
     }
     for g in &c.groups {
         o += &format!(
-            "\n[[group]]\nname = {:?}\nfence = {:?}\nwrite_through = {}\nprimary = {:?}\n",
+            "\n[[group]]\nname = {:?}\nfence = {:?}\nwrite_through = {}\nprimary = {:?}\nenv_file = {:?}\n",
             g.name,
             g.fence.as_str(),
             g.write_through,
-            g.primary
+            g.primary,
+            g.env_file
         );
+        o += &g.takeover.as_ref().map(AutoTakeover::to_toml).unwrap_or_default();
         for v in &g.volumes {
             o += &format!(
-                "\n[[group.volume]]\nname = {:?}\nlegs = {}\n",
+                "\n[[group.volume]]\nname = {:?}\nemulation = {:?}\n{} = {}\n",
                 v.name,
-                list(v.legs.iter().map(|l| path(l)).collect())
+                v.emulation.as_str(),
+                if v.emulation == Emulation::Raid1 { "drives" } else { "legs" },
+                list(v.legs.iter().take(v.drives).map(|l| path(l)).collect())
             );
+            if v.size != 0 {
+                o += &format!("size = {:?}\n", crate::base::size::show(v.size));
+            }
             o += &v.mount.as_ref().map(|m| format!("mount = {}\n", path(m))).unwrap_or_default();
             o += &format!("port = {:?}\nlu = {}\n", v.port, v.lu);
         }
         for p in &g.pairs {
             let sites = list(p.sites.iter().map(|s| format!("{s:?}")).collect());
             o += &format!("\n[[group.pair]]\nname = {:?}\nmode = {:?}\nsites = {sites}\n", p.name, p.mode.as_str());
+            for (v, (port, lu)) in g.volumes.iter().zip(&p.remote) {
+                o += &format!("[[group.pair.volume]]\nname = {:?}\nremote = \"{port}/{lu}\"\n", v.name);
+            }
         }
     }
     let l = &c.limits;
@@ -430,5 +591,6 @@ pub(super) fn render(c: &Config) -> String {
         l.journal_bytes >> 20,
         l.log_bytes >> 20
     );
+    o += &c.launch.to_toml();
     o
 }

@@ -9,6 +9,7 @@
 //! One request for each connection. The socket is `state_dir/control.sock`, mode 0600: who may open it may do everything.
 //! It is bound and opened through `/proc/self/fd/N/`, so that the length of `state_dir` does not matter.
 
+use super::mounter::MountOptions;
 use crate::base::{At, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -33,6 +34,8 @@ pub const CONNECTIONS_MAX: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that does not read its answers is given up after this time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a killed process may hold its socket, while the kernel ends its threads.
+const DYING: Duration = Duration::from_secs(10);
 
 /// What a node can be asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,25 +49,64 @@ pub enum Request {
         volume: Option<String>,
         #[serde(with = "path_text")]
         dir: PathBuf,
+        #[serde(default)]
+        options: MountOptions,
     },
     /// Unmount a volume (`None`: all volumes of the group).
     Umount { group: String, volume: Option<String> },
-    /// Start a pair: initial copy, or none if the operator says that both sides are equal already.
-    PairCreate { group: String, pair: String, no_copy: bool },
+    /// Start a pair: initial copy, or none if the operator says that both sides are equal already, which is then looked
+    /// at first; `no_verify`: without reading the content.
+    PairCreate {
+        group: String,
+        pair: String,
+        no_copy: bool,
+        #[serde(default)]
+        no_verify: bool,
+    },
     /// Suspend a pair (PSUS).
     PairSplit { group: String, pair: String },
     /// Resume a suspended pair. `in_place`: without staging when there is no space for it.
-    PairResync { group: String, pair: String, in_place: bool },
+    /// `keep`: after a split brain, the site whose version is kept.
+    PairResync { group: String, pair: String, in_place: bool, keep: Option<String> },
     /// End a pair (SMPL).
     PairDelete { group: String, pair: String },
+    /// The ends of a pair in PAIR change their roles; nothing is lost (MS-22).
+    PairSwap { group: String, pair: String },
     /// Take the volume over here. `at`: where to mount the lead volume; `None`: as in the site file.
-    Takeover { group: String, force: bool, dry_run: bool, at: Option<String> },
+    Takeover {
+        group: String,
+        force: bool,
+        dry_run: bool,
+        at: Option<String>,
+        /// The primary gives its role away in order; nothing is lost.
+        #[serde(default)]
+        handover: bool,
+        /// Nothing is mounted here before that is ordered ([`Request::EndRest`]).
+        #[serde(default)]
+        bare: bool,
+    },
+    /// How the group stands here and at the other sites: an array of [`super::status::SiteView`], this one first.
+    Observe { group: String },
+    /// Whoever carries a procedure out says how far it is; `over`: it ends.
+    Proceed { group: String, procedure: super::status::ProcedureStatus, over: bool },
+    /// Have the primary end its mounts and lead on without; `force`: also while one is in use.
+    Rest { group: String, force: bool },
+    /// Mount here what the site file says (or the lead volume at `at`) after a role that came without mounts.
+    EndRest { group: String, at: Option<String> },
+    /// Have another site lead without mounts, bring this one to what it has, and give it the role (MS-13).
+    BringFrom { group: String, site: String },
     /// Compare replicas (`None`: of every pair); `repair`: make the secondary equal.
     Verify { group: String, pair: Option<String>, repair: bool },
     /// What the change journal holds, in numbers.
     JournalStat { group: String },
     /// Its records, the newest `limit` of them.
     JournalShow { group: String, limit: u64 },
+    /// The events of losing versions (`None`: of every group).
+    LossList { group: Option<String> },
+    /// An event by the first digits of its id, with its objects.
+    LossShow { event: String },
+    /// Drop an event (`None`: all of them) with what it keeps.
+    LossDrop { event: Option<String> },
     /// Where a file of a mounted volume stands at each site.
     Why {
         #[serde(with = "path_text")]
@@ -82,12 +124,28 @@ pub enum Request {
     LegAdd { group: String, regions: Vec<String> },
     /// Remove a leg by its number.
     LegRemove { group: String, leg: u32 },
+    /// What a group would mount and start here (CD-6 to CD-8), and why it does not. `now`: do it (CD-17).
+    Boot { group: String, now: bool, dry_run: bool },
+    /// An order to an application of a group (`None`: to all).
+    App { group: String, app: Option<String>, order: AppOrder },
     /// Unmount, flush and end.
     Stop {},
 }
 
+/// What an application can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AppOrder {
+    /// Start.
+    Start,
+    /// Stop, and stay so.
+    Stop,
+    /// Stop and start.
+    Restart,
+}
+
 /// A path in JSON: text, or an array of bytes when it is not UTF-8.
-mod path_text {
+pub(crate) mod path_text {
     use serde::{Deserialize, Deserializer, Serializer};
     use std::ffi::OsString;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -197,7 +255,6 @@ fn accept(listener: &UnixListener, stop: &AtomicBool, commands: &Arc<dyn Command
             std::thread::sleep(Duration::from_millis(50));
             continue;
         };
-        let _ = conn.set_read_timeout(Some(REQUEST_TIMEOUT));
         let _ = conn.set_write_timeout(Some(WRITE_TIMEOUT));
         let count = Count::one_more(&open);
         if open.load(Ordering::SeqCst) > CONNECTIONS_MAX {
@@ -235,9 +292,27 @@ impl Drop for Count {
     }
 }
 
+/// Reads up to a point in time, however slowly the client trickles.
+struct Until<'a> {
+    conn: &'a UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        self.conn.set_read_timeout(Some(left))?;
+        (&mut &*self.conn).read(buf)
+    }
+}
+
 fn serve_one(conn: &UnixStream, commands: &dyn Commands) -> Result<()> {
     let mut line = Vec::new();
-    BufReader::new(conn.take(REQUEST_BYTES_MAX + 1)).read_until(b'\n', &mut line)?;
+    let whole = Until { conn, deadline: Instant::now() + REQUEST_TIMEOUT };
+    BufReader::new(whole.take(REQUEST_BYTES_MAX + 1)).read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Ok(());
     }
@@ -294,6 +369,19 @@ fn connect(state_dir: &Path) -> Result<UnixStream> {
 /// True when a node answers at this state directory.
 pub fn is_running(state_dir: &Path) -> bool {
     connect(state_dir).is_ok()
+}
+
+/// Waits until no node is at this state directory, if the one there is about to end: a killed process has its socket for
+/// a moment still. False when it is there to stay.
+pub fn has_ended(state_dir: &Path) -> bool {
+    let until = Instant::now() + DYING;
+    while is_running(state_dir) {
+        match call_within(state_dir, &Request::Status {}, Some(DYING), |_| ()) {
+            Err(e) if e.kind == Kind::Link && Instant::now() < until => std::thread::sleep(DYING / 100),
+            _ => return !is_running(state_dir),
+        }
+    }
+    true
 }
 
 /// Sends a request to the node of `state_dir` and waits for its answer, however long it takes.

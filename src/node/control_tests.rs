@@ -5,9 +5,10 @@ use crate::base::{Error, Kind, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 struct Fake;
 
@@ -117,4 +118,31 @@ fn a_strange_answer_is_an_error() {
         assert!(e.kind == Kind::Link && e.msg.contains(words), "{e}");
         t.join().unwrap();
     }
+}
+
+/// A node that is being killed still accepts for a moment and answers nothing; one that runs answers.
+#[test]
+fn a_dying_node_is_waited_for_and_a_running_one_is_not() {
+    let d = tempfile::tempdir().unwrap();
+    let path = d.path().join(SOCKET_NAME);
+    assert!(has_ended(d.path()), "nobody was there");
+    let l = UnixListener::bind(&path).unwrap();
+    let dying = std::thread::spawn(move || {
+        (0..3).for_each(|_| drop(l.accept().unwrap()));
+    });
+    assert!(has_ended(d.path()));
+    dying.join().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let l = UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((c, _)) = l.accept() {
+            let mut line = String::new();
+            if BufReader::new(&c).read_line(&mut line).is_ok_and(|n| n > 0) {
+                let _ = (&c).write_all(b"{\"ok\":{}}\n");
+            }
+        }
+    });
+    let begun = Instant::now();
+    assert!(!has_ended(d.path()));
+    assert!(begun.elapsed() < Duration::from_secs(5));
 }

@@ -3,13 +3,15 @@
 
 use crate::base::{DirId, Name, Result, random_u64};
 use crate::format::op::{Entry, Op};
-use crate::os::sys;
 use crate::store::region::Region;
 use crate::store::replica::Replica;
 
 /// Applies one operation of a first copy.
 pub fn apply(replica: &Replica, e: &Entry, data: &[u8]) -> Result<()> {
     let region = replica.region(e.vol)?;
+    if let Op::ConfigDef { body } = &e.op {
+        region.check_head(body)?;
+    }
     let mut op = e.op.clone();
     let r = region.apply_direct(&mut op, data);
     let in_the_way = match &e.op {
@@ -43,30 +45,5 @@ fn displace(region: &Region, at: &Name) -> Result<()> {
 
 /// Removes what was moved out of the way, and its directory ids.
 pub fn sweep(replica: &Replica) -> Result<()> {
-    for region in &replica.regions {
-        let fd = region.dirfd(DirId::STAGING)?;
-        sweep_dir(region, &fd)?;
-    }
-    Ok(())
-}
-
-fn sweep_dir(region: &Region, dir: &std::os::fd::OwnedFd) -> Result<()> {
-    let open = sys::openat(dir, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-    let (mut buf, mut list) = (vec![0u8; 64 << 10], Vec::new());
-    while sys::getdents(&open, &mut buf, &mut list)? {}
-    for e in list.iter().filter(|e| e.name != b"." && e.name != b"..") {
-        let st = sys::statat(dir, &e.name)?;
-        if st.is_dir() {
-            let sub = sys::openat(dir, &e.name, libc::O_PATH | libc::O_DIRECTORY, 0)?;
-            sweep_dir(region, &sub)?;
-            sys::rmdirat(dir, &e.name)?;
-            let id = region.dir_by_ino(st.ino);
-            if let Some(id) = id {
-                region.ids.write().drop_dir(id)?;
-            }
-        } else {
-            sys::unlinkat(dir, &e.name)?;
-        }
-    }
-    Ok(())
+    replica.regions.iter().try_for_each(|r| r.sweep_staging())
 }

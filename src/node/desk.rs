@@ -1,9 +1,10 @@
 //! Questions to the peer of a pair in PAIR, beside the stream of entries: for comparisons, by whoever ordered one.
 
+use crate::base::limits;
 use crate::base::{Error, Kind, Result};
 use crate::format::msg::Msg;
 use crate::net::{Closer, FrameWriter};
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +30,7 @@ impl Desk {
         if g.is_some() {
             return Err(Error::refused("a comparison of this pair is under way already"));
         }
-        let (tx, rx) = unbounded();
+        let (tx, rx) = bounded(limits::ANSWERS_WAITING_MAX);
         *g = Some(tx);
         Ok(Talk { desk: self.clone(), rx })
     }
@@ -50,7 +51,9 @@ impl Desk {
 
     /// Gives a message to who asked; back when nobody has.
     pub fn pass(&self, m: Msg) -> Option<Msg> {
-        match &*self.tx.lock() {
+        // Not under the lock: whoever asked gives it up under it, and then nobody takes what waits.
+        let tx = self.tx.lock().clone();
+        match tx {
             Some(tx) => tx.send(m).err().map(|e| e.0),
             None => Some(m),
         }

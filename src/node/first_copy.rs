@@ -9,8 +9,8 @@ use super::meter::{Meter, Totals};
 use super::session::{Session, Step};
 use super::source::{Differ, Source};
 use super::tell;
-use crate::base::{DirId, Error, LinkId, Name, Seq, VolId, random_u64};
-use crate::format::msg::{Ask, Have, Listed, Msg, Told};
+use crate::base::{DirId, Epoch, Error, LinkId, Name, Seq, VolId, limits, random_u64};
+use crate::format::msg::{Ask, CopyState, Have, Listed, Msg, Told};
 use crate::format::op::{Attr, NodeKind, Op, Target};
 use crate::pair::plan::Extent;
 use std::collections::{HashMap, HashSet};
@@ -21,7 +21,16 @@ const LISTS: usize = 32;
 /// How long the receiver may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-type Dirs = HashMap<DirId, Name>;
+pub(super) type Dirs = HashMap<DirId, Name>;
+
+/// The point of the order that a copy begins with.
+pub(super) struct Point {
+    pub(super) q: Seq,
+    pub(super) epochs: Vec<Epoch>,
+    pub(super) src: Source,
+    /// For each volume: its directories at Q.
+    pub(super) dirs: Vec<Dirs>,
+}
 
 /// The first name met of a file with several links.
 #[derive(Clone)]
@@ -34,37 +43,64 @@ struct Linked {
 impl Session {
     /// Copies everything; returns Q, the point from which entries are to follow.
     pub(super) fn copy_everything(&mut self) -> Step<Seq> {
-        let id = random_u64() | 1;
-        self.say(&Msg::Prepare { id, from: self.welcome.head, bytes: 0, first_copy: true })?;
-        match self.hear(PATIENCE)? {
-            Msg::Ready { id: i } if i == id => {}
-            _ => return Err(Error::corrupt("unexpected answer to the announcement of a first copy").into()),
+        let blank = self.welcome.copy == CopyState::Empty;
+        if blank {
+            self.survey()?;
         }
-        let (q, epochs, watch, dirs) = {
-            let mut m = self.group.replica.order();
-            self.group.rotate(&mut m)?;
-            let dirs: Vec<Dirs> = self
-                .group
-                .replica
-                .regions
-                .iter()
-                .map(|r| r.ids.read().dirs().map(|(id, d)| (id, Name::new(d.parent, d.name.to_vec()))).collect())
-                .collect();
-            (m.live.last_seq(), m.state.chain.clone(), self.group.replica.watch(&mut m), dirs)
-        };
-        let src = Source { replica: self.group.replica.clone(), watch };
+        let id = self.announce()?;
+        let at = self.point(false)?;
+        if blank {
+            self.keep_placed(id, &at)?;
+        }
         self.stage_heads()?;
-        for (i, dirs) in dirs.iter().enumerate() {
-            self.copy_volume(&src, VolId(i as u16), dirs)?;
+        for (i, dirs) in at.dirs.iter().enumerate() {
+            self.copy_volume(&at.src, VolId(i as u16), dirs)?;
         }
         // A question answered means that everything before it was carried out.
         self.ask(vec![Ask { vol: VolId(0), at: Target::Dir(DirId::ROOT), ranges: Vec::new() }])?;
+        self.end_copy(id, at)
+    }
+
+    /// Announces a first copy: from now on the other side is no point of the order.
+    pub(super) fn announce(&mut self) -> Step<u64> {
+        let id = random_u64() | 1;
+        self.say(&Msg::Prepare { id, from: self.welcome.head, bytes: 0, first_copy: true })?;
+        match self.hear(PATIENCE)? {
+            Msg::Ready { id: i } if i == id => Ok(id),
+            _ => Err(Error::corrupt("unexpected answer to the announcement of a first copy").into()),
+        }
+    }
+
+    /// The point Q from which entries will follow. `marks`: changes of content and attributes are followed from it, too.
+    pub(super) fn point(&mut self, marks: bool) -> Step<Point> {
+        let mut m = self.group.replica.order();
+        self.group.rotate(&mut m)?;
+        let dirs: Vec<Dirs> = self
+            .group
+            .replica
+            .regions
+            .iter()
+            .map(|r| r.ids.read().dirs().map(|(id, d)| (id, Name::new(d.parent, d.name.to_vec()))).collect())
+            .collect();
+        // The head: it is always there.
+        self.group.queue.keep_after(self.index, m.live.last_seq());
+        let watch = self.group.replica.watch(&mut m);
+        if marks {
+            watch.lock().follow_marks();
+        }
+        let src = Source { replica: self.group.replica.clone(), watch };
+        Ok(Point { q: m.live.last_seq(), epochs: m.state.chain.clone(), src, dirs })
+    }
+
+    /// Ends a first copy: the other side is at Q once the entries up to the present are applied.
+    pub(super) fn end_copy(&mut self, id: u64, at: Point) -> Step<Seq> {
         let whole = self.group.quiesce(PATIENCE)?;
-        self.say(&Msg::CopyDone { id, base: q, whole, epochs })?;
+        self.say(&Msg::CopyDone { id, base: at.q, whole, epochs: at.epochs })?;
         match self.hear(Duration::from_secs(600))? {
             Msg::Ready { id: i } if i == id => {}
             _ => return Err(Error::corrupt("unexpected answer to the end of a first copy").into()),
         }
+        let q = at.q;
         self.group.update(self.index, |p| (p.received, p.durable, p.applied) = (q, q, q));
         Ok(q)
     }
@@ -113,7 +149,7 @@ impl Session {
         Ok(())
     }
 
-    fn their_dirs(&mut self, vol: VolId) -> Step<Dirs> {
+    pub(super) fn their_dirs(&mut self, vol: VolId) -> Step<Dirs> {
         let id = random_u64();
         self.say(&Msg::DirsAsk { id, vol })?;
         let mut out = Dirs::new();
@@ -121,6 +157,9 @@ impl Session {
             match self.hear(PATIENCE)? {
                 Msg::DirsPart { id: i, dirs, last } if i == id => {
                     out.extend(dirs);
+                    if out.len() > limits::NAMES_TOLD_MAX {
+                        return Err(Error::corrupt("the peer's directories do not end").into());
+                    }
                     if last {
                         return Ok(out);
                     }
@@ -130,13 +169,18 @@ impl Session {
         }
     }
 
-    fn their_lists(&mut self, vol: VolId, dirs: &[DirId]) -> Step<Vec<(DirId, Option<Vec<Listed>>)>> {
+    pub(super) fn their_lists(&mut self, vol: VolId, dirs: &[DirId]) -> Step<Vec<(DirId, Option<Vec<Listed>>)>> {
         let id = random_u64();
         self.say(&Msg::ListAsk { id, vol, dirs: dirs.to_vec() })?;
         let mut out: Vec<(DirId, Option<Vec<Listed>>)> = Vec::new();
+        let mut told = 0;
         loop {
             match self.hear(PATIENCE)? {
                 Msg::ListPart { id: i, lists, last } if i == id => {
+                    told += lists.iter().map(|(_, l)| 1 + l.as_ref().map_or(0, Vec::len)).sum::<usize>();
+                    if told > limits::NAMES_TOLD_MAX {
+                        return Err(Error::corrupt("the peer's listing does not end").into());
+                    }
                     for (d, l) in lists {
                         // A large directory comes in several parts.
                         match out.last_mut() {
@@ -239,7 +283,12 @@ impl Session {
             linked.insert(lid, Linked { first: at.clone(), ino: usable.as_ref().map(|h| h.ino) });
         }
         match usable {
-            Some(h) if found.stat().is_file() && h.size == found.stat().size && h.mtime == found.stat().mtime => {
+            Some(h)
+                if !self.thorough
+                    && found.stat().is_file()
+                    && h.size == found.stat().size
+                    && h.mtime == found.stat().mtime =>
+            {
                 meter.p.done_bytes += found.stat().size;
                 for op in found.attr_ops(Target::File(at.clone()), None, false)? {
                     self.stage(vol, op, b"")?;

@@ -1,6 +1,7 @@
 //! What can be at the receiving end of a link: a group at a secondary site, or a further leg of a mirror group.
 
-use crate::base::{Epoch, Seq};
+use super::heard::Heard;
+use crate::base::{Epoch, Result, Seq};
 use crate::format::msg::{Hello, RejectCode};
 use crate::net::Closer;
 use crate::pair::chain::Chain;
@@ -39,6 +40,12 @@ pub trait Incoming: Send + Sync {
     fn group(&self) -> &str;
     /// Decides on a greeting.
     fn admit(&self, hello: &Hello, theirs: &Chain, closer: &Closer) -> Admission;
+    /// Carries out an order about roles.
+    fn ordered(&self, hello: &Hello, theirs: &Chain) -> Result<()>;
+    /// Its receiver, for a look that changes nothing; `None` where it is not secondary.
+    fn receiver(&self) -> Option<Arc<Receiver>>;
+    /// How it stands, for another site: its status as JSON.
+    fn standing(&self) -> Result<Vec<u8>>;
     /// The primary told its position.
-    fn set_primary_head(&self, head: Seq);
+    fn heard(&self, word: Heard);
 }

@@ -1,22 +1,26 @@
 //! Legs of a mirror group at one site: besides the leg in use, each further leg is a replica that receives, in this
 //! process, over the same protocol as a remote one: a leg is added, lost and brought back like a secondary (MS-8, MS-21).
 
+use super::events::Events;
+use super::heard::Heard;
 use super::incoming::{Admission, Incoming};
-use super::pairs::Pair;
+use super::look::Seen;
+use super::pairs::{Ends, Pair};
 use super::receiving::Receiving;
 use super::sender::SenderCtx;
 use super::serve;
 use super::status::LegStatus;
-use crate::base::{Epoch, Error, Result, Seq};
-use crate::format::msg::Hello;
+use crate::base::{Error, Result, Seq};
+use crate::format::msg::{Hello, Msg, Wish};
 use crate::net::{Closer, Link};
 use crate::pair::chain::Chain;
 use crate::pair::state::{Mode, State};
-use crate::store::receive::Receiver;
+use crate::store::receive::{Receiver, is_drive};
 use crate::store::replica::{Place, Replica};
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A leg that is not the one in use.
@@ -31,13 +35,23 @@ pub struct Leg {
     receiving: Mutex<Option<Receiving>>,
     link: Mutex<Option<Closer>>,
     why: Mutex<Option<String>>,
+    /// Its drive failed: it is compared as a whole when it is back.
+    doubt: Mutex<bool>,
+    /// It was the one in use, so it exists: an empty drive in its place is not filled (G10).
+    known: AtomicBool,
 }
 
 impl Leg {
     /// The leg at a place; opened when the first link needs it, and again after it was lost.
-    pub fn new(state_dir: &Path, number: u32, place: Place, link_timeout: Duration) -> Result<Arc<Leg>> {
+    pub fn new(
+        (state_dir, events): (&Path, &Arc<Events>),
+        number: u32,
+        place: Place,
+        ends: Vec<Ends>,
+        link_timeout: Duration,
+    ) -> Result<Arc<Leg>> {
         let name = format!("leg{number}");
-        let pair = Arc::new(Pair::load(state_dir, &place.group, &name, Mode::Sync, &name)?);
+        let pair = Arc::new(Pair::load((state_dir, events), &place.group, &name, Mode::Sync, &name, ends)?);
         Ok(Arc::new(Leg {
             number,
             pair,
@@ -47,23 +61,24 @@ impl Leg {
             receiving: Mutex::new(None),
             link: Mutex::new(None),
             why: Mutex::new(None),
+            doubt: Mutex::new(false),
+            known: AtomicBool::new(false),
         }))
     }
 
-    /// Over a replica that was in use and failed.
-    pub fn from_lost(
-        state_dir: &Path,
-        number: u32,
-        place: Place,
-        replica: Arc<Replica>,
-        link_timeout: Duration,
-    ) -> Result<Arc<Leg>> {
-        let leg = Leg::new(state_dir, number, place, link_timeout)?;
-        match Receiving::start(replica) {
-            Ok(r) => *leg.receiving.lock() = Some(r),
-            Err(e) => *leg.why.lock() = Some(e.to_string()),
+    /// Goes on with a replica that was in use and failed.
+    pub fn adopt(&self, replica: Arc<Replica>, error: &Error) {
+        self.known.store(true, Ordering::SeqCst);
+        let lost = is_drive(error) || replica.order().live.kept().is_err();
+        *self.doubt.lock() = lost;
+        if lost {
+            *self.why.lock() = Some(error.to_string());
+            return;
         }
-        Ok(leg)
+        match Receiving::start(replica) {
+            Ok(r) => *self.receiving.lock() = Some(r),
+            Err(e) => *self.why.lock() = Some(e.to_string()),
+        }
     }
 
     /// Its directories.
@@ -115,10 +130,28 @@ impl Leg {
 
     fn receiver(&self) -> Result<Arc<Receiver>> {
         let mut g = self.receiving.lock();
+        if let Some(e) = g.as_ref().and_then(|r| r.receiver.fault()) {
+            // What its drive had not written when it failed may be missing when it is back.
+            *self.why.lock() = Some(e.to_string());
+            *self.doubt.lock() |= is_drive(&e);
+            if let Some(Err(e)) = g.take().map(Receiving::shutdown) {
+                log::warn!("group {} leg {}: {e}", self.group, self.number);
+            }
+        }
         if g.is_none() {
-            let opened = Replica::create(&self.place)
-                .and_then(|()| Replica::open(&self.place))
-                .and_then(|r| Receiving::start(Arc::new(r)));
+            // Once copied to it is there: an empty drive in its place is not filled unless somebody says so (G10).
+            let new = !self.known.load(Ordering::SeqCst)
+                && matches!(self.pair.state(), State::Smpl | State::Copy | State::PsueCopy(_) | State::PsusCopy);
+            let made = if new { Replica::create(&self.place) } else { Ok(()) };
+            let opened = made.and_then(|()| Replica::open(&self.place)).and_then(|r| {
+                let mut doubt = self.doubt.lock();
+                if *doubt {
+                    r.doubt()?;
+                    *doubt = false;
+                }
+                Ok(r)
+            });
+            let opened = opened.and_then(|r| Receiving::start(Arc::new(r)));
             match opened {
                 Ok(r) => {
                     *self.why.lock() = None;
@@ -157,7 +190,16 @@ impl Incoming for Leg {
             Err(e) => Admission::refuse(crate::format::msg::RejectCode::Fault, e.to_string()),
         }
     }
-    fn set_primary_head(&self, _head: Seq) {}
+    fn ordered(&self, _hello: &Hello, _theirs: &Chain) -> Result<()> {
+        Err(Error::refused("a leg has no role of its own"))
+    }
+    fn receiver(&self) -> Option<Arc<Receiver>> {
+        None
+    }
+    fn standing(&self) -> Result<Vec<u8>> {
+        Err(Error::refused("a leg is at this site"))
+    }
+    fn heard(&self, _word: Heard) {}
 }
 
 /// Dials legs instead of sites.
@@ -183,8 +225,11 @@ impl SenderCtx for LegCtx {
     fn held(&self, _site: &str) -> Option<String> {
         None
     }
-    fn newest(&self, _: &str, _: &Pair, _: u64, _: &[Epoch], _: Seq) -> Result<bool> {
-        Ok(true)
+    fn ask(&self, _: &Pair, _: &Replica, _: Wish) -> Result<Msg> {
+        Err(Error::refused("a leg has no role of its own"))
+    }
+    fn look(&self, _: &Pair, _: &Replica, _: Seq) -> Result<Seen> {
+        Err(Error::refused("a leg is at this site"))
     }
 }
 

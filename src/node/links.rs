@@ -1,26 +1,28 @@
 //! The links of a node: listening, dialling, who is who, and the switches that hold links back.
 
+use super::ballot;
 use super::config::{self, Config, PeerConfig};
+use super::door::{Door, Stranger};
 use super::local::LocalGroup;
+use super::look::{self, Seen};
 use super::pairs::Pair;
+use super::receipt;
 use super::sender::SenderCtx;
 use super::serve;
-use crate::base::{At, Epoch, Error, Kind, Result, Seq, time};
+use crate::base::{At, Error, Kind, Result, Seq, time};
 use crate::format::frame::FrameKind;
-use crate::format::msg::{Hello, Msg, RejectCode, VERSION};
+use crate::format::msg::{Hello, Msg, RejectCode, Wish};
 use crate::net::{self, Addr, Closer, Identity, Invites, Link, Listener, PeerEntry, PeerKey, PeerStore, Purpose};
-use crate::pair::state::Mode;
+use crate::store::replica::Replica;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How long a dial may take.
 const DIAL: Duration = Duration::from_secs(3);
-/// Handshakes at the same time, count.
-const HANDSHAKES_MAX: usize = 64;
 
 /// All links of a node.
 pub struct Links {
@@ -30,12 +32,11 @@ pub struct Links {
     state_dir: PathBuf,
     identity: Arc<Identity>,
     link_timeout: Duration,
-    volumes: HashMap<String, Vec<(String, String, u32)>>,
     cut: AtomicBool,
     paused: Mutex<HashSet<String>>,
     open: Mutex<HashMap<u64, (String, Closer)>>,
     next: AtomicU64,
-    handshakes: AtomicUsize,
+    door: Arc<Door>,
     listeners: Mutex<Vec<Arc<Listener>>>,
 }
 
@@ -49,16 +50,11 @@ impl Links {
             state_dir: c.node.state_dir.clone(),
             identity,
             link_timeout: c.limits.link_timeout,
-            volumes: c
-                .groups
-                .iter()
-                .map(|g| (g.name.clone(), g.volumes.iter().map(|v| (v.name.clone(), v.port.clone(), v.lu)).collect()))
-                .collect(),
             cut: AtomicBool::new(false),
             paused: Mutex::new(HashSet::new()),
             open: Mutex::new(HashMap::new()),
             next: AtomicU64::new(1),
-            handshakes: AtomicUsize::new(0),
+            door: Arc::new(Door::default()),
             listeners: Mutex::new(Vec::new()),
         }
     }
@@ -93,26 +89,28 @@ impl Links {
                     continue;
                 }
             };
-            if self.cut.load(Ordering::SeqCst) || self.handshakes.load(Ordering::SeqCst) >= HANDSHAKES_MAX {
+            if self.cut.load(Ordering::SeqCst) {
                 continue;
             }
-            self.handshakes.fetch_add(1, Ordering::SeqCst);
+            let Some(stranger) = self.door.enter(incoming.closer()) else {
+                // Those that were pushed out are about to end.
+                std::thread::yield_now();
+                continue;
+            };
             let (me, groups) = (self.clone(), groups.clone());
             let t = std::thread::Builder::new().name("serve".into()).spawn(move || {
-                let link = incoming.handshake();
-                me.handshakes.fetch_sub(1, Ordering::SeqCst);
-                match link.and_then(|l| me.serve(l, &groups)) {
+                match incoming.handshake().and_then(|l| me.serve(l, &groups, stranger)) {
                     Ok(()) => {}
                     Err(e) => log::info!("an incoming link ended: {e}"),
                 }
             });
-            if t.is_err() {
-                self.handshakes.fetch_sub(1, Ordering::SeqCst);
+            if let Err(e) = t {
+                log::warn!("no thread for an incoming link: {e}");
             }
         }
     }
 
-    fn serve(&self, link: Link, groups: &[Arc<LocalGroup>]) -> Result<()> {
+    fn serve(&self, link: Link, groups: &[Arc<LocalGroup>], stranger: Stranger) -> Result<()> {
         if link.purpose() == Purpose::Enrol {
             return self.enrol(link);
         }
@@ -131,6 +129,12 @@ impl Links {
             serve::reject(&mut w, RejectCode::UnknownPeer, text.clone(), vec![], Seq(0));
             return Err(Error::refused(format!("refused {}: {text}", peer.addr)));
         }
+        drop(stranger);
+        let group = groups.iter().find(|g| g.cfg.name == hello.group);
+        let pair = group.and_then(|g| g.pairs.iter().find(|p| p.name == hello.pair && p.peer == hello.site));
+        if let Some(p) = pair {
+            p.hear();
+        }
         if self.paused.lock().contains(&hello.site) {
             serve::reject(
                 &mut w,
@@ -141,8 +145,6 @@ impl Links {
             );
             return Ok(());
         }
-        let group = groups.iter().find(|g| g.cfg.name == hello.group);
-        let pair = group.and_then(|g| g.pairs.iter().find(|p| p.name == hello.pair && p.peer == hello.site));
         let (Some(group), Some(pair)) = (group, pair) else {
             let text = format!(
                 "site {} has no pair {:?} of group {:?} with site {:?} in its site file",
@@ -151,24 +153,14 @@ impl Links {
             serve::reject(&mut w, RejectCode::UnknownPair, text.clone(), vec![], Seq(0));
             return Err(Error::refused(text));
         };
-        let fits = group.cfg.volumes.len() == hello.volumes.len()
-            && group.cfg.volumes.iter().zip(&hello.volumes).all(|(v, h)| v.name == h.0);
-        if !fits {
-            let text = format!(
-                "the volumes of group {} differ: site {} has {:?}, site {} {:?}",
-                hello.group,
-                self.site,
-                group.cfg.volumes.iter().map(|v| &v.name).collect::<Vec<_>>(),
-                hello.site,
-                hello.volumes.iter().map(|v| &v.0).collect::<Vec<_>>()
-            );
-            serve::reject(&mut w, RejectCode::UnknownPair, text.clone(), vec![], Seq(0));
-            return Err(Error::refused(text));
-        }
         let id = self.note(&hello.site, closer.clone());
-        let site = hello.site.clone();
-        let r = serve::serve(Arc::new(group.clone()), pair.clone(), hello, r, w, closer, self.link_timeout);
-        group.link_ended(&site);
+        if hello.wish == Wish::Vote {
+            let r = ballot::serve(group.ballot(), &hello, r, w);
+            self.open.lock().remove(&id);
+            return r;
+        }
+        let r = serve::serve(Arc::new(group.clone()), pair.clone(), hello, r, w, closer.clone(), self.link_timeout);
+        group.link_ended(&closer);
         self.open.lock().remove(&id);
         r
     }
@@ -283,30 +275,26 @@ impl SenderCtx for Links {
             .then(|| format!("site {site} is paused (`kagami peer resume {site}` ends that)"))
     }
 
-    fn newest(&self, group: &str, pair: &Pair, group_id: u64, chain: &[Epoch], head: Seq) -> Result<bool> {
+    fn ask(&self, pair: &Pair, replica: &Replica, wish: Wish) -> Result<Msg> {
         let (mut r, mut w) = self.dial(&pair.peer)?.split();
-        let hello = Hello {
-            version: VERSION,
-            site: self.site.clone(),
-            group: group.to_owned(),
-            group_id,
-            pair: pair.name.clone(),
-            is_async: pair.mode == Mode::Async,
-            volumes: self.volumes.get(group).cloned().unwrap_or_default(),
-            chain: chain.to_vec(),
-            head,
-        };
+        let hello = receipt::hello(&self.site, pair, replica, wish)?;
         w.send(&Msg::Hello(hello).frame()?)?;
         let mut buf = Vec::new();
-        let h = r.recv_within(&mut buf, Duration::from_secs(5))?;
-        if h.kind != FrameKind::Msg {
-            return Err(Error::corrupt("the peer answered with something else than a welcome"));
+        loop {
+            let h = r.recv_within(&mut buf, Duration::from_secs(5))?;
+            if h.kind != FrameKind::Msg {
+                return Err(Error::corrupt("the peer answered with something else than a welcome"));
+            }
+            match Msg::parse(&buf, &h)? {
+                // It is still at it.
+                Msg::Ping { .. } => {}
+                m => return Ok(m),
+            }
         }
-        match Msg::parse(&buf, &h)? {
-            Msg::Welcome(_) => Ok(true),
-            Msg::Reject { code: RejectCode::StalePrimary | RejectCode::SplitBrain, .. } => Ok(false),
-            Msg::Reject { text, .. } => Err(Error::refused(text)),
-            _ => Err(Error::corrupt("the peer answered with something else than a welcome")),
-        }
+    }
+
+    fn look(&self, pair: &Pair, replica: &Replica, received: Seq) -> Result<Seen> {
+        let hello = Hello { head: received, ..receipt::hello(&self.site, pair, replica, Wish::Look)? };
+        look::look(self.dial(&pair.peer)?, hello)
     }
 }

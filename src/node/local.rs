@@ -8,22 +8,28 @@
 //! ```
 //! The role is persisted before it takes effect; every start as primary begins a new epoch (G3).
 
+use super::ballot::Ballot;
 use super::config::{self, GroupConfig};
+use super::events::{Event as Happened, Events, What};
+use super::heard::Heard;
 use super::incoming::{Admission, Incoming};
 use super::legs::{Leg, LegCtx};
-use super::mounter::{Mounted, Mounter};
+use super::mounter::{MountOptions, Mounter};
 use super::pairs::Pair;
+use super::receipt;
 use super::receiving::Receiving;
 use super::sender::{Sender, SenderCtx};
 use super::session::Timing;
-use super::status::LegStatus;
+use super::status::{LegStatus, VolumeStatus};
 use super::switch::Switch;
+use crate::base::planted::{Bug, planted};
 use crate::base::{At, Error, Kind, Result, Seq, VolId, random_u64};
-use crate::format::msg::{Hello, RejectCode};
+use crate::format::msg::{Hello, RejectCode, Wish};
 use crate::format::op::Op;
 use crate::net::Closer;
 use crate::pair::chain::{Chain, Winner};
 use crate::pair::state::{Event, Reason, State};
+use crate::store::doubt::DoubtFile;
 use crate::store::files;
 use crate::store::receive::Receiver;
 use crate::store::replica::{Place, Replica};
@@ -34,7 +40,7 @@ use bincode::{Decode, Encode};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const MAGIC: &[u8; 8] = b"KGMROLE\0";
@@ -42,16 +48,48 @@ const VERSION: u32 = 1;
 /// How long the end of a link may take to be noticed when a takeover asks for it.
 const LINK_ENDS: Duration = Duration::from_secs(1);
 
+/// A mount that a role asks for: volume index, directory and how it is mounted.
+type WantedMount = (u16, Vec<u8>, MountOptions);
+
 /// What is persisted of a group's role.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 struct Role {
     primary: bool,
-    /// Volume index and mount directory.
-    mounts: Vec<(u16, Vec<u8>)>,
+    mounts: Vec<WantedMount>,
     /// Region directory of each volume, for each leg.
     legs: Vec<Vec<Vec<u8>>>,
+    /// Legs that were removed; their numbers stay theirs.
+    removed: Vec<u32>,
     /// The leg in use.
     active: u32,
+    /// Size and emulation type of each volume as the site file had them when this node last looked (CD-1).
+    table: Vec<(u64, String)>,
+    /// What is under way between two sites.
+    task: Task,
+}
+
+impl Role {
+    /// The legs beside the one in use.
+    fn further_legs(&self) -> Vec<u32> {
+        (0..self.legs.len() as u32).filter(|l| *l != self.active && !self.removed.contains(l)).collect()
+    }
+}
+
+/// A change of roles that needs another site; carried on after a restart. See `local/hand_over.rs`.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+enum Task {
+    None,
+    /// Secondary for as long as the sync site needs to bring this one up to date after a power cut; primary again then,
+    /// with the mounts of the role.
+    Returning,
+    /// Primary for this site, which is returning: without mounts.
+    Acting(String),
+    /// Primary no more; this site is to be it.
+    Giving(String),
+    /// The same when that site leads: what ran here may come back with the role.
+    Gave(String),
+    /// Primary, or to be it, without mounts, until they are ordered.
+    Resting,
 }
 
 struct Primary {
@@ -59,7 +97,7 @@ struct Primary {
     order: Arc<Switch>,
     legs: Vec<Arc<Leg>>,
     senders: Vec<Sender>,
-    mounts: Vec<(VolId, PathBuf, Box<dyn Mounted>)>,
+    mounts: Vec<MountPoint>,
 }
 
 struct Secondary {
@@ -73,8 +111,34 @@ enum Run {
     Secondary(Secondary),
 }
 
+impl Run {
+    /// The role as it is shown, and why there is none.
+    fn role(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Run::Primary(_) => ("primary", None),
+            Run::Secondary(_) => ("secondary", None),
+            Run::Down(why) => ("down", Some(why)),
+        }
+    }
+}
+
+mod access;
+mod arbiter;
+mod doubts;
+mod group_lag;
 mod group_legs;
 mod group_mounts;
+mod group_split;
+mod hand_over;
+mod keeper;
+mod orders;
+mod procedure;
+mod roles;
+
+use roles::Before;
+
+pub use group_mounts::MountPoint;
+mod group_table;
 
 /// A group at this site.
 pub struct LocalGroup {
@@ -87,13 +151,34 @@ pub struct LocalGroup {
     ctx: Arc<dyn SenderCtx>,
     mounter: Arc<dyn Mounter>,
     timing: Timing,
-    limits: config::LimitsConfig,
+    /// Bounds of the site file.
+    pub limits: config::LimitsConfig,
     role_path: PathBuf,
     state_dir: PathBuf,
     run: Mutex<Run>,
-    primary_head: AtomicU64,
+    /// The primary's last word, and since when this site is secondary.
+    heard: Mutex<(Instant, Option<Heard>)>,
     changing: AtomicBool,
+    /// The site that asked last, before it leads, whether there is a newer primary; it was told that there is none.
+    asked: Mutex<Option<(Instant, String)>>,
+    /// The first attempt to start it is over, with its mounts.
+    begun: AtomicBool,
     note: Mutex<Option<String>>,
+    /// What is to be said of the mounts.
+    mount_note: Mutex<Option<String>>,
+    /// Mounts that wait until the fence lets the first writes through.
+    waiting: Mutex<Vec<WantedMount>>,
+    /// What happens here is told to it.
+    pub events: Arc<Events>,
+    out_of_sync: group_lag::Counted,
+    doubts: Arc<DoubtFile>,
+    /// As persisted in the role.
+    task: Mutex<Task>,
+    steward: AtomicBool,
+    underway: procedure::Underway,
+    /// Where takeover is automatic.
+    ballot: Option<Arc<Ballot>>,
+    had_votes: AtomicBool,
 }
 
 impl LocalGroup {
@@ -101,7 +186,7 @@ impl LocalGroup {
     pub fn new(
         cfg: GroupConfig,
         site: &str,
-        state_dir: &Path,
+        (state_dir, events): (&Path, &Arc<Events>),
         limits: config::LimitsConfig,
         ctx: Arc<dyn SenderCtx>,
         mounter: Arc<dyn Mounter>,
@@ -113,10 +198,14 @@ impl LocalGroup {
                 config::Mode::Sync => crate::pair::state::Mode::Sync,
                 config::Mode::Async => crate::pair::state::Mode::Async,
             };
-            pairs.push(Arc::new(Pair::load(state_dir, &cfg.name, &p.name, mode, &peer)?));
+            let mut ends = receipt::same_ends(cfg.volumes.iter());
+            ends.iter_mut().zip(&p.remote).for_each(|(e, there)| e.there = there.clone());
+            pairs.push(Arc::new(Pair::load((state_dir, events), &cfg.name, &p.name, mode, &peer, ends)?));
         }
         let dir = state_dir.join("groups");
         std::fs::create_dir_all(&dir).at(dir.display())?;
+        let doubts = Arc::new(DoubtFile::open(&state_dir.join("doubts").join(&cfg.name))?);
+        let ballot = arbiter::load(&cfg, site, state_dir, &pairs, &ctx)?;
         let timing =
             Timing { link: limits.link_timeout, heartbeat: limits.heartbeat, progress: limits.progress_timeout };
         Ok(LocalGroup {
@@ -130,16 +219,33 @@ impl LocalGroup {
             timing,
             limits,
             run: Mutex::new(Run::Down("not started".into())),
-            primary_head: AtomicU64::new(0),
+            heard: Mutex::new((Instant::now(), None)),
             changing: AtomicBool::new(false),
+            asked: Mutex::new(None),
+            begun: AtomicBool::new(false),
             note: Mutex::new(None),
+            mount_note: Mutex::new(None),
+            waiting: Mutex::new(Vec::new()),
+            events: events.clone(),
+            out_of_sync: group_lag::Counted::default(),
+            doubts,
+            task: Mutex::new(Task::None),
+            steward: AtomicBool::new(false),
+            underway: procedure::Underway::default(),
+            ballot,
+            had_votes: AtomicBool::new(false),
         })
     }
 
     fn place(&self, role: &Role, leg: u32) -> Place {
         let paths = role.legs.get(leg as usize).cloned().unwrap_or_default();
         let volumes = self.cfg.volumes.iter().zip(paths).map(|(v, p)| (v.name.clone(), path(&p))).collect();
-        Place { group: self.cfg.name.clone(), volumes, journal_bytes: self.limits.journal_bytes }
+        Place {
+            group: self.cfg.name.clone(),
+            volumes,
+            journal_bytes: self.limits.journal_bytes,
+            log_bytes: self.limits.log_bytes,
+        }
     }
 
     fn configured_legs(&self) -> Vec<Vec<Vec<u8>>> {
@@ -159,11 +265,21 @@ impl LocalGroup {
     }
 
     fn save_role(&self, r: &Role) -> Result<()> {
-        files::save(&self.role_path, MAGIC, VERSION, r)
+        files::save(&self.role_path, MAGIC, VERSION, r)?;
+        *self.task.lock() = r.task.clone();
+        Ok(())
     }
 
     /// Opens the replica and takes up the persisted role; a group that was never started gets the one of the site file.
     pub fn start(self: &Arc<Self>) -> Result<()> {
+        // Nobody else mounts before its own mounts are there.
+        self.changing.store(true, Ordering::SeqCst);
+        let r = self.take_up();
+        self.changing.store(false, Ordering::SeqCst);
+        r
+    }
+
+    fn take_up(self: &Arc<Self>) -> Result<()> {
         let known = self.role()?;
         let fresh = known.is_none();
         let mut role = known.unwrap_or_else(|| Role {
@@ -173,10 +289,13 @@ impl LocalGroup {
                 .volumes
                 .iter()
                 .enumerate()
-                .filter_map(|(i, v)| v.mount.as_ref().map(|m| (i as u16, bytes(m))))
+                .filter_map(|(i, v)| v.mount.as_ref().map(|m| (i as u16, bytes(m), MountOptions::new())))
                 .collect(),
             legs: self.configured_legs(),
+            removed: Vec::new(),
             active: 0,
+            table: Vec::new(),
+            task: Task::None,
         });
         for l in self.configured_legs() {
             if !role.legs.contains(&l) {
@@ -190,74 +309,66 @@ impl LocalGroup {
             }
             replica.set_group_id(random_u64() | 1)?;
         }
+        let edited = self.edited(&mut role);
         self.save_role(&role)?;
+        keeper::steward(self)?;
         if !role.primary {
             return self.receive(replica);
         }
-        if !fresh && !self.ask_peers(&replica)? {
-            log::warn!("group {}: a newer primary exists; this site is secondary now", self.cfg.name);
-            self.save_role(&Role { primary: false, ..role })?;
-            return self.receive(replica);
-        }
-        self.lead(replica, fresh)?;
-        for (v, dir) in &role.mounts {
-            let dir = path(dir);
-            if let Err(e) = self.mount_at(VolId(*v), &dir) {
-                log::error!("group {}: mounting at {}: {e}", self.cfg.name, dir.display());
-                *self.note.lock() = Some(format!("not mounted at {}: {e}", dir.display()));
+        if !fresh {
+            match self.before_leading(&replica)? {
+                Before::Lead => {}
+                Before::Stale => {
+                    log::warn!("group {}: a newer primary exists; this site is secondary now", self.cfg.name);
+                    self.save_role(&Role { primary: false, task: Task::None, ..role })?;
+                    return self.receive(replica);
+                }
+                Before::Pull => {
+                    self.save_role(&Role { primary: false, task: Task::Returning, ..role })?;
+                    return self.receive(replica);
+                }
+                Before::Give(site) => {
+                    log::warn!("group {}: after the power cut, the role goes back to site {site}", self.cfg.name);
+                    self.save_role(&Role { primary: false, task: Task::Giving(site), ..role })?;
+                    return self.receive(replica);
+                }
             }
         }
+        self.lead(replica, fresh, &edited)?;
+        self.await_votes();
+        self.mount_all(&role.mounts);
         Ok(())
     }
 
-    /// Before going on as primary: does anybody know a newer one? Waits a little for peers; goes on alone with a
-    /// warning when none answers (takeover is by order, and whoever gave it knows).
-    fn ask_peers(&self, replica: &Replica) -> Result<bool> {
-        let until = Instant::now() + Duration::from_secs(3);
-        let (chain, head) = {
-            let m = replica.order();
-            (m.state.chain.clone(), m.live.last_seq())
-        };
-        loop {
-            let mut answered = 0;
-            for p in &self.pairs {
-                match self.ctx.newest(&self.cfg.name, p, replica.group_id(), &chain, head) {
-                    Ok(true) => answered += 1,
-                    Ok(false) => return Ok(false),
-                    Err(e) => log::info!("group {}: asking site {}: {e}", self.cfg.name, p.peer),
-                }
-            }
-            if answered > 0 || self.pairs.is_empty() {
-                return Ok(true);
-            }
-            if Instant::now() > until {
-                log::warn!("group {}: no peer answers; going on as primary alone", self.cfg.name);
-                return Ok(true);
-            }
-            std::thread::sleep(Duration::from_millis(300));
-        }
-    }
-
-    /// Becomes the receiving side.
+    /// Becomes the receiving side. What the last run persisted of its pairs is not so until a link is there (CD-6).
     fn receive(&self, replica: Arc<Replica>) -> Result<()> {
+        self.expect(&replica)?;
+        for p in self.pairs.iter().filter(|p| !matches!(p.state(), State::Psue(_) | State::PsueCopy(_))) {
+            p.lost(Reason::LinkLost, format!("no link from site {} yet", p.peer))?;
+        }
         let receiving = Receiving::start(replica)?;
-        *self.run.lock() = Run::Secondary(Secondary { receiving, link: None });
+        *self.heard.lock() = (Instant::now(), None);
+        self.set_run(Run::Secondary(Secondary { receiving, link: None }));
         Ok(())
     }
 
     /// Becomes the primary: a new epoch, durable before anything else, then the senders. `first`: pairs that do not
     /// exist yet are made.
-    fn lead(self: &Arc<Self>, replica: Arc<Replica>, first: bool) -> Result<()> {
+    fn lead(self: &Arc<Self>, replica: Arc<Replica>, first: bool, edited: &[VolId]) -> Result<()> {
         let role = self.role()?.ok_or_else(|| Error::failed("the role was not saved"))?;
         let mut legs = Vec::new();
-        for l in (0..role.legs.len() as u32).filter(|l| *l != role.active) {
-            legs.push(Leg::new(&self.state_dir, l, self.place(&role, l), self.timing.link)?);
+        for l in role.further_legs() {
+            legs.push(self.leg(&role, l)?);
         }
-        let (group, senders) = self.lead_on(replica, &legs, first)?;
+        self.count(&replica)?;
+        let (group, senders) = self.lead_on(replica, &legs, first, edited)?;
         let me = Arc::downgrade(self);
         let failover = Box::new(move |old: &Arc<Group>, e: &Error| me.upgrade()?.fail_over(old, e));
         let order = Arc::new(Switch::new(group.clone(), failover));
-        *self.run.lock() = Run::Primary(Primary { group, order, legs, senders, mounts: Vec::new() });
+        self.set_run(Run::Primary(Primary { group, order, legs, senders, mounts: Vec::new() }));
+        if let Some(b) = &self.ballot {
+            b.reign();
+        }
         Ok(())
     }
 
@@ -267,17 +378,30 @@ impl LocalGroup {
         replica: Arc<Replica>,
         legs: &[Arc<Leg>],
         first: bool,
+        edited: &[VolId],
     ) -> Result<(Arc<Group>, Vec<Sender>)> {
+        replica.end_receiving()?;
         let epoch = {
             let mut m = replica.order();
             let at = m.live.last_seq();
+            // What is changed under the new epoch is told apart from what was before it (G6).
+            if let Err(e) = m.journal.rotate(at) {
+                log::warn!("group {}: the journal's interval goes on: {e}", self.cfg.name);
+            }
             let mut chain = replica.chain(&m);
             let epoch = chain.begin(&self.site, random_u64(), at)?;
             replica.save_state(&mut m, |s| {
                 s.chain = chain.epochs().to_vec();
                 s.was_primary = true;
+                s.yields = false;
                 s.copy = crate::format::msg::CopyState::Consistent;
+                // What its disk kept is what counts from now on; the peers are compared with it (`cuts`).
+                s.torn = false;
+                s.replay = 0;
+                s.unmended.clear();
+                s.cuts.iter_mut().for_each(|c| c.open = false);
             })?;
+            replica.set_between(false)?;
             epoch
         };
         log::info!("group {}: primary, epoch {}", self.cfg.name, epoch.number);
@@ -290,18 +414,32 @@ impl LocalGroup {
             config::Fence::Data => Fence::Data,
             config::Fence::Never => Fence::Never,
         };
-        let group =
-            Arc::new(Group::new(replica, fence, self.cfg.write_through, &kinds, self.limits.queue_memory_bytes));
+        let (l, through) = (&self.limits, self.cfg.write_through);
+        let group = Arc::new(Group::new(
+            replica,
+            (fence, self.doubts.clone()),
+            through,
+            &kinds,
+            l.queue_memory_bytes,
+            l.spool_bytes,
+        )?);
+        if let Some(b) = &self.ballot {
+            b.govern(&group);
+        }
         group.announce(Op::EpochStart { epoch })?;
+        keeper::checkpoints(&group)?;
+        self.define(&group, edited)?;
         let mut senders = Vec::new();
         for (i, p) in self.pairs.iter().enumerate() {
             // What the last run persisted is not so now: until a session is there nobody waits for this peer (G1).
             if matches!(p.state(), State::Pair | State::CopyResync | State::Copy) {
                 p.event(Event::Fault(Reason::LinkLost), Some("the node was started".into()))?;
             }
-            if first && p.state() == State::Smpl {
+            let acting = *self.task.lock() == Task::Acting(p.peer.clone());
+            if (first || acting) && p.state() == State::Smpl {
                 p.event(Event::Create { no_copy: false }, Some("waiting for the peer".into()))?;
             }
+            self.keep_back(&group, i, p);
             senders.push(self.sender(self.ctx.clone(), &group, p, i)?);
         }
         for (i, leg) in legs.iter().enumerate() {
@@ -324,8 +462,7 @@ impl LocalGroup {
         pair: &Arc<Pair>,
         index: usize,
     ) -> Result<Sender> {
-        let volumes = self.cfg.volumes.iter().map(|v| (v.name.clone(), v.port.clone(), v.lu)).collect();
-        Sender::start(ctx, self.clone(), group.clone(), pair.clone(), index, volumes, self.timing)
+        Sender::start(ctx, self.clone(), group.clone(), pair.clone(), index, self.timing)
     }
 
     fn admit_to(self: &Arc<Self>, hello: &Hello, theirs: &Chain, closer: &Closer) -> Admission {
@@ -333,7 +470,8 @@ impl LocalGroup {
         let mut run = self.run.lock();
         match &mut *run {
             Run::Down(why) => refuse(
-                RejectCode::Fault,
+                // A primary that starts waits for what comes of it.
+                if hello.wish == Wish::Ask && why == roles::TAKEN { RejectCode::Busy } else { RejectCode::Fault },
                 format!("group {} is down at site {}: {why}", self.cfg.name, self.site),
                 vec![],
                 Seq(0),
@@ -346,7 +484,8 @@ impl LocalGroup {
                 match mine.winner(head, theirs, hello.head) {
                     Some(Winner::Theirs) => {
                         let me = self.clone();
-                        std::thread::spawn(move || me.demote("a newer primary was met"));
+                        let why = format!("site {} is primary of a newer epoch", hello.site);
+                        std::thread::spawn(move || me.demote(&why));
                         refuse(
                             RejectCode::Busy,
                             format!("site {} was primary itself and is becoming secondary", self.site),
@@ -354,15 +493,7 @@ impl LocalGroup {
                             Seq(0),
                         )
                     }
-                    Some(Winner::SplitBrain) => refuse(
-                        RejectCode::SplitBrain,
-                        format!(
-                            "sites {} and {} were both primary; choose one with `kagami pair resync`",
-                            self.site, hello.site
-                        ),
-                        mine.epochs().to_vec(),
-                        head,
-                    ),
+                    Some(Winner::SplitBrain) => self.split_brain(hello, theirs, &mine, head),
                     _ => refuse(
                         RejectCode::StalePrimary,
                         format!("site {} is primary of a newer epoch", self.site),
@@ -389,241 +520,91 @@ impl LocalGroup {
                     );
                 }
                 let newer = mine.head().zip(theirs.head()).is_some_and(|(m, t)| m.number > t.number);
-                if newer {
-                    return refuse(
-                        RejectCode::StalePrimary,
-                        format!("site {} follows a newer primary", self.site),
-                        mine.epochs().to_vec(),
-                        head,
-                    );
+                match mine.winner(head, theirs, hello.head) {
+                    _ if planted(Bug::SkipEpochCheck) => {}
+                    Some(Winner::SplitBrain) if !s.receiving.receiver.replica.order().state.yields => {
+                        return self.split_brain(hello, theirs, &mine, head);
+                    }
+                    Some(Winner::Mine) | None if newer => {
+                        return refuse(
+                            RejectCode::StalePrimary,
+                            format!("site {} follows a newer primary", self.site),
+                            mine.epochs().to_vec(),
+                            head,
+                        );
+                    }
+                    _ => {}
                 }
-                if let Some((_, old)) = s.link.replace((hello.site.clone(), closer.clone())) {
-                    old.close();
+                let pair = self.pairs.iter().find(|p| p.name == hello.pair && p.peer == hello.site);
+                if hello.wish == Wish::Link
+                    && let Some(pair) = pair
+                    && let Err((code, text)) = receipt::check(&self.site, pair, hello, &s.receiving.receiver.replica)
+                {
+                    return refuse(code, text, vec![], Seq(0));
+                }
+                if hello.wish == Wish::Ask {
+                    *self.asked.lock() = Some((Instant::now(), hello.site.clone()));
+                }
+                if hello.wish == Wish::Link {
+                    *self.asked.lock() = None;
+                    if let Some((_, old)) = s.link.replace((hello.site.clone(), closer.clone())) {
+                        old.close();
+                    }
+                    self.heard_of(&hello.site);
                 }
                 Admission::Secondary(s.receiving.receiver.clone())
             }
         }
     }
 
-    /// The link of a served peer ended.
-    pub fn link_ended(&self, site: &str) {
+    /// The link of a served peer ended, or was refused: another one of the same peer stays.
+    pub fn link_ended(&self, link: &Closer) {
         if let Run::Secondary(s) = &mut *self.run.lock()
-            && s.link.as_ref().is_some_and(|(l, _)| l == site)
+            && s.link.as_ref().is_some_and(|(_, l)| l.same(link))
         {
             s.link = None;
         }
     }
 
-    /// Steps down: a newer primary exists. Refuses mutations first, then ends the mounts, whose caches would go on
-    /// serving, then receives.
-    pub fn demote(self: &Arc<Self>, why: &str) {
-        if self.changing.swap(true, Ordering::SeqCst) {
-            return;
+    /// Changes what the group does here, and tells of the change; gives what it did.
+    fn set_run(&self, run: Run) -> Run {
+        let (role, reason) = run.role();
+        let reason = reason.map(str::to_owned);
+        let old = std::mem::replace(&mut *self.run.lock(), run);
+        let (before, said) = old.role();
+        if (before, said) != (role, reason.as_deref()) {
+            let position = match &old {
+                Run::Primary(p) => Some(p.group.head().0),
+                Run::Secondary(s) => Some(s.receiving.receiver.applied().0),
+                Run::Down(_) => None,
+            };
+            let (from, to) = (Some(before.to_owned()), Some(role.to_owned()));
+            self.tell(Happened { from, to, reason, position, ..Happened::new(What::Role) });
         }
-        log::warn!("group {}: stepping down: {why}", self.cfg.name);
-        let old = std::mem::replace(&mut *self.run.lock(), Run::Down("stepping down".into()));
-        if let Run::Primary(p) = old {
-            p.group.stop();
-            if let Err(e) = self.change_role(|r| (r.primary, r.mounts) = (false, Vec::new())) {
-                log::error!("group {}: {e}", self.cfg.name);
-            }
-            for (_, dir, m) in &p.mounts {
-                if let Err(e) = m.abort() {
-                    log::warn!("group {}: ending the mount {}: {e}", self.cfg.name, dir.display());
-                }
-            }
-            for s in p.senders {
-                s.stop();
-            }
-            for l in &p.legs {
-                l.close();
-            }
-            let replica = p.group.replica.clone();
-            if let Err(e) = self.receive(replica) {
-                log::error!("group {}: {e}", self.cfg.name);
-                *self.run.lock() = Run::Down(e.to_string());
-            }
-        } else {
-            *self.run.lock() = old;
-        }
-        self.changing.store(false, Ordering::SeqCst);
+        old
     }
 
-    /// Takes the group over here (MS-10, plain form): what was received is applied, a new epoch begins, the volume is
-    /// mounted at `at`.
-    pub fn takeover(self: &Arc<Self>, force: bool, at: Option<&Path>) -> Result<Seq> {
-        // A link that has just ended takes a moment to be cleared away.
-        let until = Instant::now() + LINK_ENDS;
-        while !force && self.linked().is_some() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let (receiver, linked) = match &*self.run.lock() {
-            Run::Secondary(s) => (s.receiving.receiver.clone(), s.link.as_ref().map(|(l, _)| l.clone())),
-            Run::Primary(_) => return Err(Error::refused(format!("group {} is primary here already", self.cfg.name))),
-            Run::Down(why) => return Err(Error::failed(format!("group {} is down: {why}", self.cfg.name))),
-        };
-        if let (Some(site), false) = (linked, force) {
-            return Err(Error::refused(format!(
-                "site {site} is primary and reachable: stop it first, or take over by force (--force); what it wrote last may then be lost"
-            )));
-        }
-        self.consistent(&receiver)?;
-        if self.changing.swap(true, Ordering::SeqCst) {
-            return Err(Error::refused("the group is changing its role already"));
-        }
-        drop(receiver);
-        let r = self.switch(at);
-        self.changing.store(false, Ordering::SeqCst);
-        r
-    }
-
-    fn consistent(&self, receiver: &Receiver) -> Result<()> {
-        let m = receiver.replica.order();
-        match m.state.copy {
-            crate::format::msg::CopyState::Empty => {
-                return Err(Error::refused(format!("site {} has no copy of group {} yet", self.site, self.cfg.name)));
-            }
-            crate::format::msg::CopyState::Copying => {
-                return Err(Error::refused(format!(
-                    "the copy of group {} at site {} was never complete: it is no point of the primary's order and cannot be used",
-                    self.cfg.name, self.site
-                )));
-            }
-            crate::format::msg::CopyState::Consistent => {}
-        }
-        if receiver.received() < m.state.whole {
-            return Err(Error::refused(
-                "the first copy is not complete yet: entries written during it are still missing",
-            ));
-        }
-        Ok(())
-    }
-
-    fn switch(self: &Arc<Self>, at: Option<&Path>) -> Result<Seq> {
-        let old = std::mem::replace(&mut *self.run.lock(), Run::Down("being taken over".into()));
-        let Run::Secondary(s) = old else {
-            *self.run.lock() = old;
-            return Err(Error::refused("the role changed meanwhile"));
-        };
-        if let Some((_, c)) = &s.link {
-            c.close();
-        }
-        let replica = match s.receiving.finish() {
-            Ok(r) => r,
-            Err((e, receiving)) => {
-                *self.run.lock() = Run::Secondary(Secondary { receiving, link: None });
-                return Err(e);
-            }
-        };
-        let head = replica.order().live.last_seq();
-        self.change_role(|r| (r.primary, r.mounts) = (true, Vec::new()))?;
-        for p in &self.pairs {
-            if p.state() != crate::pair::state::State::Smpl
-                && let Err(e) = p.event(
-                    crate::pair::state::Event::Fault(crate::pair::state::Reason::LinkLost),
-                    Some("taken over".into()),
-                )
-            {
-                log::info!("group {} pair {}: {e}", self.cfg.name, p.name);
-            }
-        }
-        if let Err(e) = self.lead(replica, true) {
-            *self.run.lock() = Run::Down(e.to_string());
-            return Err(e);
-        }
-        if let Some(at) = at {
-            self.mount_at(VolId(0), at)?;
-        } else {
-            for (i, v) in self.cfg.volumes.iter().enumerate() {
-                if let Some(m) = &v.mount {
-                    self.mount_at(VolId(i as u16), m)?;
-                }
-            }
-        }
-        Ok(head)
-    }
-
-    /// The group at its primary, when this site is.
-    pub fn primary(&self) -> Option<Arc<Group>> {
-        match &*self.run.lock() {
-            Run::Primary(p) => Some(p.group.clone()),
-            _ => None,
-        }
-    }
-
-    /// The receiver, when this site is secondary.
-    pub fn secondary(&self) -> Option<Arc<Receiver>> {
-        match &*self.run.lock() {
-            Run::Secondary(s) => Some(s.receiving.receiver.clone()),
-            _ => None,
-        }
-    }
-
-    /// The replica, in either role.
-    pub fn replica(&self) -> Result<Arc<Replica>> {
-        match &*self.run.lock() {
-            Run::Primary(p) => Ok(p.group.replica.clone()),
-            Run::Secondary(s) => Ok(s.receiving.receiver.replica.clone()),
-            Run::Down(why) => Err(Error::failed(format!("group {} is down: {why}", self.cfg.name))),
-        }
-    }
-
-    /// Why the group is down, if it is.
-    pub fn down(&self) -> Option<String> {
-        match &*self.run.lock() {
-            Run::Down(w) => Some(w.clone()),
-            _ => None,
-        }
-    }
-
-    /// Something the operator should know.
-    pub fn note(&self) -> Option<String> {
-        self.note.lock().clone()
-    }
-
-    /// Takes the group out of use with a reason.
-    pub fn set_down(&self, why: String) {
-        *self.run.lock() = Run::Down(why);
-    }
-
-    /// Mounted volumes and where.
-    pub fn mounts(&self) -> Vec<(VolId, PathBuf)> {
-        match &*self.run.lock() {
-            Run::Primary(p) => p.mounts.iter().map(|(v, d, _)| (*v, d.clone())).collect(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// The site whose link is being served, when secondary.
-    pub fn linked(&self) -> Option<String> {
-        match &*self.run.lock() {
-            Run::Secondary(s) => s.link.as_ref().map(|(l, _)| l.clone()),
-            _ => None,
-        }
-    }
-
-    /// The primary's position as last heard.
-    pub fn primary_head(&self) -> Seq {
-        Seq(self.primary_head.load(Ordering::Relaxed))
+    /// Reports an event about this group.
+    pub fn tell(&self, e: Happened) {
+        self.events.add(Happened { group: Some(self.cfg.name.clone()), ..e });
     }
 
     /// Ends everything in order: mounts, senders or receiver, then the clean mark.
     pub fn shutdown(&self) {
-        let old = std::mem::replace(&mut *self.run.lock(), Run::Down("shut down".into()));
+        let old = self.set_run(Run::Down("shut down".into()));
         let replica = match old {
             Run::Primary(p) => {
-                for (_, dir, m) in p.mounts {
-                    if let Err(e) = m.unmount() {
-                        log::warn!("unmounting {}: {e}", dir.display());
-                    }
-                }
+                p.mounts.iter().for_each(|m| m.end(&self.cfg.name));
                 p.group.stop();
                 for s in p.senders {
                     s.stop();
                 }
+                // Nothing is answered any more, and what was is where the voters know it to be.
+                self.resign(Some(None));
                 for l in &p.legs {
                     l.close();
                 }
+                p.group.queue.join();
                 p.group.replica.clone()
             }
             Run::Secondary(s) => {
@@ -653,8 +634,17 @@ impl Incoming for Arc<LocalGroup> {
     fn admit(&self, hello: &Hello, theirs: &Chain, closer: &Closer) -> Admission {
         self.admit_to(hello, theirs, closer)
     }
-    fn set_primary_head(&self, head: Seq) {
-        self.primary_head.store(head.0, Ordering::Relaxed);
+    fn ordered(&self, hello: &Hello, theirs: &Chain) -> Result<()> {
+        self.carry_out(hello, theirs)
+    }
+    fn receiver(&self) -> Option<Arc<Receiver>> {
+        self.secondary()
+    }
+    fn standing(&self) -> Result<Vec<u8>> {
+        self.standing_json()
+    }
+    fn heard(&self, word: Heard) {
+        self.heard.lock().1 = Some(word);
     }
 }
 

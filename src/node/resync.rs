@@ -8,21 +8,27 @@
 //! takeover there sees the old point (A6). Contents are read while writes go on; the entries after Q, which follow inside
 //! the transaction up to a point after the last read, make them exact.
 
+use super::by_state::Suspect;
+use super::losses::Losses;
 use super::meter::Meter;
+use super::repair::Repair;
 use super::session::{Failure, Session, Step};
 use super::source::{Differ, Source};
-use crate::base::{DirId, Error, Kind, Name, Result, Seq, VolId, limits, random_u64};
+use crate::base::planted::{Bug, planted};
+use crate::base::{DirId, Error, Kind, LinkId, Name, Result, Seq, VolId, limits, random_u64};
 use crate::format::codec;
 use crate::format::frame::{self, FrameKind};
 use crate::format::msg::{Ask, Msg, Told};
 use crate::format::op::{Attr, Entry, NodeKind, Op, Target, TxnBegin, TxnCommit};
 use crate::pair::change::{Rec, What};
 use crate::pair::plan::{self, ContentTask, Extent, Input, Links, Plan, Step as Do};
-use crate::pair::state::Reason;
-use crate::store::replica::Replica;
+use crate::pair::state::{Mode, Reason};
+use crate::store::region::Region;
+use crate::store::replica::{Replica, before};
 use crate::store::watch::Watch;
 use crate::volume::queue::Fetch;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,23 +39,46 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Session {
     /// Brings the peer from the common point to the present by a staged transaction; returns the position reached.
-    pub(super) fn resync(&mut self, common: Seq) -> Step<Seq> {
+    pub(super) fn resync(&mut self, common: Seq, suspect: Option<Suspect>) -> Step<Seq> {
+        self.keeping(|s| s.staged(common, suspect))
+    }
+
+    /// The journals contradict each other, or what they tell contradicts itself: more was lost than is known of. The next
+    /// session compares everything, so that the pair does not stay as it is for ever.
+    fn unplanned(&self, e: &Error) {
+        if e.kind == Kind::Corrupt {
+            log::warn!("group {} pair {}: {e}; everything is compared", self.group.name, self.pair.name);
+            self.pair.set_repair(Some(Repair::Everything));
+        }
+    }
+
+    fn staged(&mut self, common: Seq, suspect: Option<Suspect>) -> Step<Seq> {
         self.group.update(self.index, |p| p.received = common);
         let id = random_u64() | 1;
         let from = self.welcome.head;
         self.say(&Msg::Prepare { id, from, bytes: 0, first_copy: false })?;
         self.await_ready(id)?;
-        let (q, input_common, source, source_links, watch) = {
+        let low = suspect.as_ref().map_or(common, |s| s.low);
+        let (q, input_common, source, source_links, at_q) = {
             let mut m = self.group.replica.order();
-            let (input_common, since) = Replica::plan_from(&m, common);
+            let (mut input_common, mut since) = Replica::plan_from(&m, common);
+            if suspect.is_some() {
+                (input_common, since) = (input_common.min(low), since.min(low));
+            }
             let since = since.max(m.journal.begins_after());
             self.group.rotate(&mut m)?;
             let (recs, links) = self.group.replica.records(&m, since)?;
-            (m.live.last_seq(), input_common, recs, links, self.group.replica.watch(&mut m))
+            // The head: it is always there.
+            self.group.queue.keep_after(self.index, m.live.last_seq());
+            let tables = if suspect.is_some() { tables(&self.group.replica) } else { Vec::new() };
+            let at_q = AtQ { watch: self.group.replica.watch(&mut m), tables };
+            (m.live.last_seq(), input_common, recs, links, at_q)
         };
-        let needs_theirs = !self.welcome.exact || common < from || input_common < common;
+        let watch = at_q.watch.clone();
+        let needs_theirs = suspect.is_some() || !self.welcome.exact || common < from || input_common < common;
         let (target, target_links) = if needs_theirs {
-            self.their_records(input_common.min(self.welcome.settled), &source)?
+            let since = input_common.min(self.welcome.settled);
+            self.their_records(since, &source)?
         } else {
             (Vec::new(), self.links_alone(&source)?)
         };
@@ -62,13 +91,17 @@ impl Session {
             source_links: &source_links,
             target_links: &target_links,
         };
-        let plan = plan::plan(&input)?;
+        let plan = match &suspect {
+            None => plan::plan(&input).inspect_err(|e| self.unplanned(e))?,
+            Some(s) => self.plan_by_state(s, &at_q, &source, &target)?,
+        };
         self.base = Some(q);
         log::info!(
-            "group {} pair {}: resync from {} to {}: {} records, {} steps of names, {} files to examine",
+            "group {} pair {}: resync{} from {} to {}: {} records, {} steps of names, {} files to examine",
             self.group.name,
             self.pair.name,
-            common.0,
+            if suspect.is_some() { " by state" } else { "" },
+            input_common.0,
             q.0,
             source.len() + target.len(),
             plan.ns.len(),
@@ -82,7 +115,7 @@ impl Session {
             b"",
         ))?;
         let r = self
-            .carry_out(&plan, &watch)
+            .carry_out(id, &plan, &watch)
             .and_then(|()| self.repair(&watch, &source, &target))
             .and_then(|()| self.finish_txn(id, q));
         self.base = None;
@@ -105,21 +138,37 @@ impl Session {
     }
 
     fn their_records(&mut self, since: Seq, source: &[Rec]) -> Step<(Vec<Rec>, Links)> {
-        let lids = plan::link_ids(source).into_iter().collect();
+        self.their_journal(since, plan::link_ids(source).into_iter().collect())
+    }
+
+    fn their_journal(&mut self, since: Seq, lids: Vec<(VolId, LinkId)>) -> Step<(Vec<Rec>, Links)> {
         self.say(&Msg::JournalAsk { since, lids })?;
         let (mut recs, mut links) = (Vec::new(), Links::new());
+        let mut bytes = 0;
         loop {
             let Msg::JournalPart { recs: part, links: l, last } = self.hear(PATIENCE)? else {
                 return Err(Error::corrupt("unexpected answer to the question for the journal").into());
             };
             for r in part {
-                recs.push(codec::decode::<Rec>(&r)?);
+                bytes += r.len() as u64;
+                if bytes > limits::JOURNAL_ANSWER_BYTES_MAX {
+                    return Err(Error::corrupt("the peer's journal does not end").into());
+                }
+                recs.push(Rec::parse(&r)?);
             }
             links.extend(l.into_iter().map(|(v, l, n)| ((v, l), n)));
             if last {
                 return Ok((recs, links));
             }
         }
+    }
+
+    /// The names that the target has of these link ids.
+    pub(super) fn links_of(&mut self, lids: Vec<(VolId, LinkId)>) -> Step<Links> {
+        if lids.is_empty() {
+            return Ok(Links::new());
+        }
+        self.their_journal(Seq(u64::MAX), lids).map(|(_, l)| l)
     }
 
     fn links_alone(&mut self, source: &[Rec]) -> Step<Links> {
@@ -129,11 +178,13 @@ impl Session {
         self.their_records(Seq(u64::MAX), source).map(|(_, l)| l)
     }
 
-    fn carry_out(&mut self, plan: &Plan, watch: &Arc<Mutex<Watch>>) -> Step<()> {
+    fn carry_out(&mut self, id: u64, plan: &Plan, watch: &Arc<Mutex<Watch>>) -> Step<()> {
         let src = Source { replica: self.group.replica.clone(), watch: watch.clone() };
+        let mut losses = self.losses(id, plan)?;
         self.stage_heads()?;
+        self.note_losses(&mut losses, plan, &src)?;
         for step in &plan.ns {
-            let (vol, op) = names_op(step, &src)?;
+            let (vol, op) = names_op(step, &src, &losses)?;
             self.stage(vol, op, b"")?;
         }
         let mut meter = Meter::new("resync");
@@ -142,7 +193,7 @@ impl Session {
         for tasks in plan.content.chunks(ASKS) {
             let tolds = self.ask_about(tasks)?;
             for (task, told) in tasks.iter().zip(tolds) {
-                self.copy_task(&src, task, told, &mut meter)?;
+                self.copy_task(&src, task, told, &mut losses, &mut meter)?;
                 meter.p.done_files += 1;
                 meter.show(&self.pair);
             }
@@ -152,6 +203,15 @@ impl Session {
         meter.show_now(&self.pair);
         for (vol, dir) in &plan.dirs {
             self.copy_dir_attrs(&src, *vol, *dir)?;
+        }
+        self.stats.kept = losses.noted;
+        if losses.noted > 0 {
+            log::warn!(
+                "group {}: site {} had changes of its own: {} losing versions go to its manifest (`kagami loss list` there)",
+                self.group.name,
+                self.pair.peer,
+                losses.noted
+            );
         }
         Ok(())
     }
@@ -195,8 +255,20 @@ impl Session {
         if asks.is_empty() {
             return Ok(Vec::new());
         }
-        let (id, n) = (random_u64(), asks.len());
+        let n = asks.len();
+        let id = self.pose(asks)?;
+        self.answers(id, n)
+    }
+
+    /// Asks without waiting for the answers: see [`Session::answers`].
+    pub(super) fn pose(&mut self, asks: Vec<Ask>) -> Step<u64> {
+        let id = random_u64();
         self.say(&Msg::Query { id, asks })?;
+        Ok(id)
+    }
+
+    /// The `n` answers to a question.
+    pub(super) fn answers(&mut self, id: u64, n: usize) -> Step<Vec<Told>> {
         let mut out = Vec::new();
         while out.len() < n {
             match self.hear(PATIENCE)? {
@@ -207,19 +279,30 @@ impl Session {
         Ok(out)
     }
 
-    fn copy_task(&mut self, src: &Source, t: &ContentTask, told: Option<Told>, meter: &mut Meter) -> Step<()> {
-        // Gone since Q: an entry after Q removes it at the target as well.
-        let Some(found) = src.find(t.vol, &t.source)? else { return Ok(()) };
+    fn copy_task(
+        &mut self,
+        src: &Source,
+        t: &ContentTask,
+        told: Option<Told>,
+        losses: &mut Losses,
+        meter: &mut Meter,
+    ) -> Step<()> {
+        let at = &t.target_after;
+        let Some(found) = src.find(t.vol, &t.source)? else {
+            // Gone since Q: an entry after Q removes it at the target as well.
+            return match t.lost {
+                Some(lost) => self.note_file(losses, lost, at, None, true, &src.replica),
+                None => Ok(()),
+            };
+        };
         let mut d = Differ::new(&found, &told, &t.extent);
-        let mut kept = !t.target_changed || told.as_ref().is_none_or(|t| t.have.is_none());
+        let mut lost = t.lost;
         let before = meter.p.done_bytes;
         while d.advance()? {
-            while let Some((op, data)) = d.take(&t.target_after) {
-                if !kept {
-                    kept = true;
-                    let label = format!("{:016x}-{}", random_u64(), String::from_utf8_lossy(&t.target_after.name));
-                    let kept_name = label.into_bytes().into_iter().take(limits::NAME_BYTES_MAX).collect();
-                    self.stage(t.vol, Op::Keep { at: t.target_after.clone(), kept: kept_name }, b"")?;
+            while let Some((op, data)) = d.take(at) {
+                // Before anything is overwritten.
+                if let Some(lost) = lost.take() {
+                    self.note_file(losses, lost, at, Some(&found), true, &src.replica)?;
                 }
                 self.stage(t.vol, op, &data)?;
             }
@@ -227,10 +310,16 @@ impl Session {
             self.tick()?;
             meter.show(&self.pair);
         }
+        if let Some(lost) = lost {
+            self.note_file(losses, lost, at, Some(&found), false, &src.replica)?;
+        }
         self.stats.bytes_copied += d.bytes;
         self.stats.files_copied += (d.bytes > 0 || d.resized || told.is_none()) as u64;
+        if planted(Bug::ResyncWithoutAttributes) {
+            return Ok(());
+        }
         for op in found.attr_ops(
-            Target::File(t.target_after.clone()),
+            Target::File(at.clone()),
             told.as_ref().and_then(|t| t.have.as_ref()),
             d.bytes > 0 || d.resized || told.is_none(),
         )? {
@@ -255,7 +344,7 @@ impl Session {
             if self.stopping() {
                 return Err(Error::link("asked to stop").into());
             }
-            let upto = if self.pair.mode == crate::pair::state::Mode::Async { self.group.async_limit() } else { reach };
+            let upto = if self.pair.mode == Mode::Async { self.group.async_limit() } else { reach };
             match self.group.queue.fetch(cursor, upto.min(reach), limits::BATCH_BYTES, limits::BATCH_ENTRIES) {
                 Fetch::Items(items) => {
                     let frames: Vec<&[u8]> = items.iter().map(|i| i.frame.as_slice()).collect();
@@ -266,18 +355,16 @@ impl Session {
                     cursor = items.last().map_or(cursor, |i| i.seq);
                 }
                 Fetch::Nothing => {
-                    self.check()?;
+                    self.tick()?;
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Fetch::Gone => {
-                    return Err(Failure {
-                        reason: Reason::Behind,
-                        error: Error::failed(
-                            "behind: more was written during the resync than the queue holds; it starts again",
-                        ),
-                    });
-                }
+                Fetch::Gone => return self.behind(),
             }
+        }
+        // Also what was read of the tree is not to be ahead of the sync site (G2).
+        while self.pair.mode == Mode::Async && self.group.async_limit() < cursor {
+            self.tick()?;
+            self.group.wait_async_limit(before(cursor), Duration::from_millis(100));
         }
         let epochs = self.group.replica.order().state.chain.clone();
         let commit = TxnCommit { id, to: cursor, epochs };
@@ -294,8 +381,27 @@ impl Session {
     }
 }
 
+/// What was there at Q.
+pub(super) struct AtQ {
+    /// What became of it since.
+    pub(super) watch: Arc<Mutex<Watch>>,
+    /// For each volume: places of directories, and the names of files with several links.
+    pub(super) tables: Vec<(HashMap<DirId, Name>, HashMap<Name, LinkId>)>,
+}
+
+fn tables(r: &Replica) -> Vec<(HashMap<DirId, Name>, HashMap<Name, LinkId>)> {
+    let of = |region: &Arc<Region>| {
+        let ids = region.ids.read();
+        let dirs = ids.dirs().filter(|(_, d)| !d.parent.is_internal());
+        let dirs = dirs.map(|(id, d)| (id, Name::new(d.parent, d.name.to_vec()))).collect();
+        let links = ids.linked_names().filter_map(|n| Some((n.clone(), ids.link_of(n)?))).collect();
+        (dirs, links)
+    };
+    r.regions.iter().map(of).collect()
+}
+
 /// A step of the plan as an operation on the target.
-fn names_op(step: &Do, src: &Source) -> Result<(VolId, Op)> {
+fn names_op(step: &Do, src: &Source, losses: &Losses) -> Result<(VolId, Op)> {
     let rename = |from: &Name, to: &Name| Op::Rename {
         from: from.clone(),
         to: to.clone(),
@@ -325,13 +431,7 @@ fn names_op(step: &Do, src: &Source) -> Result<(VolId, Op)> {
         Do::Discard { vol, parked, what: What::Dir(id), .. } => {
             (*vol, Op::Rmdir { at: parked.clone(), id: *id, pmtime })
         }
-        Do::Discard { vol, parked, keep: true, .. } => (
-            *vol,
-            rename(
-                parked,
-                &Name::new(DirId::LOST, format!("{:016x}-{}", random_u64(), String::from_utf8_lossy(&parked.name))),
-            ),
-        ),
+        Do::Discard { vol, parked, keep: Some(lost), .. } => (*vol, rename(parked, &losses.kept(*lost))),
         Do::Discard { vol, parked, .. } => (*vol, Op::Unlink { at: parked.clone(), pmtime }),
     })
 }

@@ -2,28 +2,29 @@
 
 use super::answers::{self, Answers};
 use super::copying;
+use super::heard::Heard;
 use super::incoming::{Admission, Incoming};
+use super::look;
 use super::pairs::Pair;
-use crate::base::{Error, Kind, Result, Seq, VolId, limits};
-use crate::format::codec;
+use crate::base::{DirId, Error, Kind, LinkId, Name, Result, Seq, VolId, limits};
 use crate::format::frame::{self, FrameKind, Header};
-use crate::format::msg::{Hello, Msg, RejectCode, VERSION, VERSION_OLDEST, Welcome};
+use crate::format::msg::{Hello, Msg, RejectCode, VERSION, VERSION_OLDEST, Welcome, Wish};
 use crate::format::op::Entry;
 use crate::net::{Closer, FrameReader, FrameWriter, Link};
 use crate::pair::chain::Chain;
-use crate::pair::plan;
 use crate::pair::state::{Reason, State};
-use crate::store::receive::Receiver;
+use crate::store::receive::{Receiver, missing};
 use crate::store::replica::Replica;
+use crossbeam::channel::RecvTimeoutError;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+/// Between two words that an order is still being carried out.
+const STILL_AT_IT: Duration = Duration::from_secs(1);
 /// Bytes accepted at once.
 const BATCH_BYTES: usize = 4 << 20;
-/// Parts of long answers, bytes.
-const PART_BYTES: usize = 1 << 20;
 
 /// Refuses a link with a reason.
 pub fn reject(
@@ -39,6 +40,36 @@ pub fn reject(
     }
 }
 
+/// What this side has.
+pub fn welcome(site: &str, receiver: &Receiver) -> Welcome {
+    let told = |c: &crate::store::replica::Cut| {
+        let dirs = c.dirs.iter().map(|d| (d.vol, d.dir, d.below)).collect();
+        crate::format::msg::Cut { low: c.low, head: c.head, dirs, open: c.open }
+    };
+    let received = receiver.received();
+    // What stopped the applying may be such that it could not even be noted.
+    let stopped = receiver.fault().is_some();
+    let m = receiver.replica.order();
+    let suspect = m.state.suspect || stopped;
+    Welcome {
+        version: VERSION,
+        site: site.to_owned(),
+        group_id: receiver.replica.group_id(),
+        chain: m.state.chain.clone(),
+        head: received,
+        settled: Replica::settled(&m).min(received),
+        journal_after: m.journal.begins_after(),
+        copy: if suspect { crate::format::msg::CopyState::Copying } else { m.state.copy },
+        exact: !m.state.was_primary && !suspect && !m.state.torn,
+        cuts: m.state.cuts.iter().map(told).collect(),
+        torn: m.state.torn,
+        yields: m.state.yields,
+    }
+}
+
+/// Ids of directories (ours, the source's), and of files with several links by their names.
+type Ids = (Vec<(DirId, DirId)>, Vec<(Name, LinkId)>);
+
 /// What greets and is served.
 pub struct Served {
     r: FrameReader,
@@ -51,9 +82,12 @@ pub struct Served {
     hello: Hello,
     is_async: bool,
     copying: bool,
+    /// Ids of the source for what is there, in parts.
+    same: Ids,
     link_timeout: Duration,
-    primary_head: Arc<AtomicU64>,
     answers: Option<Answers>,
+    /// Why this end ended the link.
+    refused: Mutex<Option<String>>,
 }
 
 /// Reads the greeting of a fresh link. The caller finds the group and pair it names.
@@ -61,6 +95,8 @@ pub fn greet(link: Link, timeout: Duration) -> Result<(Hello, FrameReader, Frame
     let closer = link.closer();
     let (mut r, w) = link.split();
     r.set_frame_limit(limits::MESSAGE_BYTES_MAX);
+    // Whoever does not read what it is told is given up like one that says nothing.
+    w.set_write_timeout(Some(timeout))?;
     let mut buf = Vec::new();
     let h = r.recv_within(&mut buf, timeout)?;
     if h.kind != FrameKind::Msg {
@@ -71,6 +107,24 @@ pub fn greet(link: Link, timeout: Duration) -> Result<(Hello, FrameReader, Frame
     };
     r.set_frame_limit(limits::FRAME_BYTES_MAX);
     Ok((hello, r, w, closer))
+}
+
+/// Does what may take long, while whoever ordered it is told that it goes on.
+fn patient<T>(w: &Arc<Mutex<FrameWriter>>, act: impl FnOnce() -> T) -> T {
+    let (over, ended) = crossbeam::channel::bounded::<()>(0);
+    std::thread::scope(|s| {
+        s.spawn(move || {
+            let nothing = Msg::Ping { head: Seq(0), trim: Seq(0), in_pair: false, unsent: 0, time: Default::default() };
+            while ended.recv_timeout(STILL_AT_IT) == Err(RecvTimeoutError::Timeout) {
+                if nothing.frame().and_then(|f| w.lock().send(&f)).is_err() {
+                    return;
+                }
+            }
+        });
+        let done = act();
+        drop(over);
+        done
+    })
 }
 
 /// Serves a greeted link until it ends.
@@ -98,16 +152,40 @@ pub fn serve(
     }
     let theirs = Chain::from_epochs(hello.chain.clone());
     theirs.validate(hello.head)?;
+    w.set_write_timeout(Some(link_timeout))?;
+    match hello.wish {
+        Wish::Look => return look::answer(&*group, r, w),
+        Wish::Tell => return w.send(&Msg::Standing { json: group.standing()? }.frame()?),
+        Wish::Act | Wish::Lead | Wish::HandOver | Wish::HandOverNow | Wish::Order(_) | Wish::Rest(_) => {
+            let w = Arc::new(Mutex::new(w));
+            let done = patient(&w, || group.ordered(&hello, &theirs));
+            match done {
+                Ok(()) => w.lock().send(&Msg::Ready { id: 0 }.frame()?)?,
+                Err(e) => {
+                    // Whoever asks must know whether it can come to pass.
+                    let code = if e.kind == Kind::Refused { RejectCode::Fault } else { RejectCode::Busy };
+                    reject(&mut w.lock(), code, e.to_string(), vec![], Seq(0));
+                }
+            }
+            return Ok(());
+        }
+        Wish::Vote => return Err(Error::corrupt("votes are asked of the node")),
+        Wish::Link | Wish::Ask => {}
+    }
     let receiver = match group.admit(&hello, &theirs, &closer) {
         Admission::Secondary(r) => r,
         Admission::Refuse { code, text, chain, head } => {
+            if matches!(code, RejectCode::UnknownPair | RejectCode::DoesNotFit) {
+                pair.say(Some(text.clone()));
+            }
             reject(&mut w, code, text.clone(), chain, head);
             return Err(Error::refused(text));
         }
     };
     if let Some(e) = receiver.full() {
-        reject(&mut w, RejectCode::Fault, format!("needs-space: full at site {}: {e}", group.site()), vec![], Seq(0));
-        return Err(Error::refused(format!("waiting for space: {e}")));
+        let what = missing(&e);
+        reject(&mut w, RejectCode::Fault, format!("{what} at site {}: {e}", group.site()), vec![], Seq(0));
+        return Err(Error::refused(format!("{what}: {e}")));
     }
     // Until a committed resync is applied, epochs and journal are those from before it.
     while receiver.has_txn() && receiver.fault().is_none() {
@@ -117,23 +195,11 @@ pub fn serve(
             return Err(Error::link(text));
         }
     }
-    let session = receiver.begin_session();
-    let welcome = {
-        let received = receiver.received();
-        let m = receiver.replica.order();
-        Welcome {
-            version: VERSION,
-            site: group.site().to_owned(),
-            group_id: receiver.replica.group_id(),
-            chain: m.state.chain.clone(),
-            head: received,
-            settled: Replica::settled(&m).min(received),
-            journal_after: m.journal.begins_after(),
-            copy: if m.state.suspect { crate::format::msg::CopyState::Copying } else { m.state.copy },
-            exact: !m.state.was_primary && !m.state.suspect,
-        }
-    };
-    w.send(&Msg::Welcome(welcome).frame()?)?;
+    let session = if hello.wish == Wish::Ask { 0 } else { receiver.begin_session() };
+    w.send(&Msg::Welcome(welcome(group.site(), &receiver)).frame()?)?;
+    if hello.wish == Wish::Ask {
+        return Ok(());
+    }
     pair.set_link(true);
     let is_async = hello.is_async;
     let mut s = Served {
@@ -147,9 +213,10 @@ pub fn serve(
         hello,
         is_async,
         copying: false,
+        same: Default::default(),
         link_timeout,
-        primary_head: Arc::new(AtomicU64::new(0)),
         answers: None,
+        refused: Mutex::new(None),
     };
     let r = s.run();
     s.finish();
@@ -178,12 +245,13 @@ impl Served {
             log::error!("group {}: forgetting the staged resync: {e}", self.group.group());
         }
         self.pair.set_link(false);
-        let to = match self.pair.state() {
-            State::Copy => State::PsueCopy(Reason::LinkLost),
-            State::Pair | State::CopyResync => State::Psue(Reason::LinkLost),
-            s => s,
+        let (reason, why) = match (self.receiver.full(), self.receiver.fault()) {
+            (Some(e), _) => (Reason::Full, e.to_string()),
+            (_, Some(e)) => (Reason::LocalFault, e.to_string()),
+            _ => (Reason::LinkLost, format!("no link from site {}", self.hello.site)),
         };
-        if let Err(e) = self.pair.mirror(to, Some(format!("no link from site {}", self.hello.site))) {
+        let why = self.refused.lock().take().unwrap_or(why);
+        if let Err(e) = self.pair.lost(reason, why) {
             log::error!("group {}: {e}", self.group.group());
         }
     }
@@ -191,23 +259,29 @@ impl Served {
     /// Acknowledges now and then, and as soon as everything is applied, also when nothing comes in.
     fn start_acker(&self, over: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
         let (w, receiver, closer) = (self.w.clone(), self.receiver.clone(), self.closer.clone());
+        let pair = self.pair.clone();
         let t = std::thread::Builder::new().name("acker".into()).spawn(move || {
-            let (mut last, mut quiet) = (Seq(u64::MAX), std::time::Instant::now());
+            let (mut last, mut quiet) = ((Seq(u64::MAX), None), Instant::now());
             while !over.load(Ordering::SeqCst) {
                 receiver.wait_change(Duration::from_millis(100));
-                let applied = receiver.applied();
-                let news = applied != last && receiver.idle();
+                let (applied, confirmed) = (receiver.applied(), receiver.confirmed());
+                let news = (applied, confirmed) != last && receiver.idle();
                 if news || quiet.elapsed() > Duration::from_millis(900) {
-                    quiet = std::time::Instant::now();
-                    last = applied;
-                    let full = receiver.full().map(|e| e.context("needs-space: applying waits for space"));
+                    quiet = Instant::now();
+                    last = (applied, confirmed);
+                    let full = receiver.full().map(|e| {
+                        let what = missing(&e);
+                        e.context(what)
+                    });
                     if let Some(e) = receiver.fault().or(full) {
                         let _ = Msg::Suspend { reason: e.to_string() }.frame().and_then(|f| w.lock().send(&f));
                         closer.close();
                         return;
                     }
                     let (received, durable) = receiver.acknowledged();
-                    let ack = Msg::Ack { received, durable, applied };
+                    let checkpoint = receiver.checkpointed();
+                    pair.reached(received);
+                    let ack = Msg::Ack { received, durable, applied, checkpoint, confirmed };
                     if ack.frame().and_then(|f| w.lock().send(&f)).is_err() {
                         closer.close();
                         return;
@@ -259,6 +333,7 @@ impl Served {
             _ => format!("site {}: {e}", self.group.site()),
         };
         let _ = self.say(&Msg::Suspend { reason: reason.clone() });
+        *self.refused.lock() = Some(reason.clone());
         Err(Error { kind: Kind::Failed, errno: e.errno, msg: reason })
     }
 
@@ -266,7 +341,11 @@ impl Served {
         if batch.is_empty() {
             return Ok(());
         }
-        while self.receiver.overloaded() && self.receiver.fault().is_none() && self.receiver.full().is_none() {
+        // The limit of the log: nothing more is read and acknowledged until something is applied (G8).
+        while self.receiver.overloaded(batch.len() as u64) && self.receiver.accepts(self.session) {
+            if let Err(e) = self.receiver.checkpoint() {
+                return self.suspend(e);
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
         let got = match self.receiver.accept(self.session, batch) {
@@ -281,14 +360,22 @@ impl Served {
             return self.suspend(e);
         }
         let (received, durable) = self.receiver.acknowledged();
-        self.say(&Msg::Ack { received, durable, applied: self.receiver.applied() })
+        let (applied, checkpoint) = self.receiver.lately();
+        self.say(&Msg::Ack { received, durable, applied, checkpoint, confirmed: self.receiver.confirmed() })
     }
 
     fn message(&mut self, m: Msg) -> Result<()> {
         match m {
-            Msg::Ping { head, trim, in_pair } => self.ping(head, trim, in_pair),
+            Msg::Ping { head, trim, in_pair, unsent, time } => {
+                let (site, taken) = (self.hello.site.clone(), self.receiver.taken());
+                self.group.heard(Heard { site, head, unsent, taken, time, at: Instant::now() });
+                if in_pair {
+                    self.receiver.beat(head, time);
+                }
+                self.ping(trim, in_pair)
+            }
             Msg::Prepare { id, first_copy, .. } => self.prepare(id, first_copy),
-            Msg::JournalAsk { since, lids } => self.journal(since, lids),
+            Msg::JournalAsk { since, lids } => answers::journal(&self.receiver.replica, since, lids, &|m| self.say(m)),
             Msg::Hold { id, at } => {
                 // At once, before an entry after the point is accepted; the rest is for the thread beside this one.
                 self.receiver.hold(id, at);
@@ -299,13 +386,26 @@ impl Served {
             Msg::Query { id, asks } => answers::query(&self.receiver.replica, id, &asks, &|m| self.say(m)),
             Msg::ListAsk { id, vol, dirs } => answers::lists(&self.receiver.replica, id, vol, dirs, &|m| self.say(m)),
             Msg::DirsAsk { id, vol } => self.dirs(id, vol),
+            Msg::PathsAsk { id, names } => answers::paths(&self.receiver.replica, id, names, &|m| self.say(m)),
             Msg::CopyDone { id, base, whole, epochs } if self.copying => {
+                Chain::from_epochs(epochs.clone()).validate(base.max(whole))?;
                 copying::sweep(&self.receiver.replica)?;
                 self.receiver.end_copy(base, whole, epochs, self.hello.group_id)?;
                 self.copying = false;
                 self.say(&Msg::Ready { id })
             }
+            Msg::Survey { id } => self.survey(id),
+            Msg::Same { vol, dirs, links, last, .. } if self.copying => {
+                self.same.0.extend(dirs);
+                self.same.1.extend(links);
+                if last {
+                    let (dirs, links) = std::mem::take(&mut self.same);
+                    self.receiver.replica.region(vol)?.readdress(&dirs, &links)?;
+                }
+                Ok(())
+            }
             Msg::Abort { .. } => self.receiver.end_session(self.session),
+            Msg::Parting { deleted } => self.pair.parted(deleted),
             _ => Err(Error::corrupt("a message that does not belong here")),
         }
     }
@@ -325,66 +425,55 @@ impl Served {
         Ok(())
     }
 
-    fn ping(&mut self, head: Seq, trim: Seq, in_pair: bool) -> Result<()> {
-        self.primary_head.store(head.0, Ordering::Relaxed);
-        self.group.set_primary_head(head);
+    fn ping(&mut self, trim: Seq, in_pair: bool) -> Result<()> {
         if in_pair {
             self.pair.mirror(State::Pair, None)?;
         }
         {
             let mut m = self.receiver.replica.order();
             let upto = trim.min(m.live.last_seq());
-            m.journal.trim(upto)?;
+            self.receiver.replica.trim(&mut m, upto)?;
         }
         if self.is_async || !in_pair {
             self.receiver.sync()?;
         }
         let (received, durable) = self.receiver.acknowledged();
-        self.say(&Msg::Pong { received, durable, applied: self.receiver.applied() })
+        let (applied, checkpoint) = self.receiver.lately();
+        self.say(&Msg::Pong { received, durable, applied, checkpoint, confirmed: self.receiver.confirmed() })
     }
 
     fn prepare(&mut self, id: u64, first_copy: bool) -> Result<()> {
         if first_copy {
             self.pair.mirror(State::Copy, Some("first copy".into()))?;
             self.receiver.prepare();
-            self.receiver.begin_copy()?;
+            let theirs = Chain::from_epochs(self.hello.chain.clone());
+            self.receiver.begin_copy(&theirs, self.hello.head)?;
             self.copying = true;
         } else {
             self.pair.mirror(State::CopyResync, Some("resync".into()))?;
-            self.receiver.abandon()?;
-            if !self.receiver.drain(Duration::from_secs(600)) {
-                return self.suspend(
-                    self.receiver
-                        .fault()
-                        .unwrap_or_else(|| Error::failed("the entry log could not be applied in time")),
-                );
-            }
+            self.stand_still()?;
             self.receiver.prepare();
         }
         self.say(&Msg::Ready { id })
     }
 
-    fn journal(&mut self, since: Seq, mut lids: Vec<(VolId, crate::base::LinkId)>) -> Result<()> {
-        let (recs, links) = {
-            let m = self.receiver.replica.order();
-            let recs =
-                if since.0 == u64::MAX { Vec::new() } else { m.journal.since(since.max(m.journal.begins_after()))? };
-            lids.extend(plan::link_ids(&recs));
-            (recs, self.receiver.replica.links_of(lids))
-        };
-        let mut part = Vec::new();
-        let mut bytes = 0;
-        for r in recs {
-            let b = codec::encode(&r)?;
-            bytes += b.len();
-            part.push(b);
-            if bytes > PART_BYTES {
-                bytes = 0;
-                self.say(&Msg::JournalPart { recs: std::mem::take(&mut part), links: vec![], last: false })?;
-            }
+    /// Applies all that was received; what was staged is forgotten.
+    fn stand_still(&mut self) -> Result<()> {
+        self.receiver.abandon()?;
+        self.receiver.void();
+        if !self.receiver.drain(Duration::from_secs(600)) {
+            let late = || Error::failed("the entry log could not be applied in time");
+            return self.suspend(self.receiver.fault().unwrap_or_else(late));
         }
-        let links = links.into_iter().map(|((v, l), n)| (v, l, n)).collect();
-        self.say(&Msg::JournalPart { recs: part, links, last: true })
+        Ok(())
+    }
+
+    fn survey(&mut self, id: u64) -> Result<()> {
+        self.stand_still()?;
+        if let Err(e) = self.receiver.survey() {
+            return self.suspend(e.context("looking through the tree"));
+        }
+        self.say(&Msg::Surveyed { id })
     }
 
     fn dirs(&mut self, id: u64, vol: VolId) -> Result<()> {

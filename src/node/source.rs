@@ -6,6 +6,7 @@ use crate::format::msg::{BlockHash, Have, Told};
 use crate::format::op::{Attr, NodeKind, Op, Target};
 use crate::os::sys::{self, Stat};
 use crate::pair::plan::Extent;
+use crate::store::kept::CAPABILITY;
 use crate::store::region::Region;
 use crate::store::replica::Replica;
 use crate::store::watch::Watch;
@@ -48,6 +49,7 @@ impl Source {
         }) else {
             return Ok(None);
         };
+        let stat = region.wanted(stat);
         let fd = if stat.is_file() { Some(region.open_file(&now, libc::O_RDONLY)?) } else { None };
         Ok(Some(Found { region: region.clone(), at: Target::File(now), stat, fd }))
     }
@@ -68,7 +70,8 @@ impl Source {
         let region = self.replica.region(vol)?;
         match region.dirfd(id) {
             Ok(fd) => {
-                Ok(Some(Found { region: region.clone(), at: Target::Dir(id), stat: sys::fstat(&*fd)?, fd: None }))
+                let stat = region.wanted(sys::fstat(&*fd)?);
+                Ok(Some(Found { region: region.clone(), at: Target::Dir(id), stat, fd: None }))
             }
             Err(e) if e.errno == libc::ENOENT => Ok(None),
             Err(e) => Err(e),
@@ -103,8 +106,8 @@ impl Found {
         };
         let mut h = tell::have(&self.region, &self.at, &st, false)?;
         h.xattrs = match &self.fd {
-            Some(fd) => tell::all_xattrs(fd, b"")?,
-            None => tell::all_xattrs(&dir, name)?,
+            Some(fd) => self.region.xattrs(fd, b"")?,
+            None => self.region.xattrs(&dir, name)?,
         };
         Ok(h)
     }
@@ -140,14 +143,16 @@ impl Found {
             (None, true) => sys::fstat(&*dir),
             (None, false) => sys::statat(&*dir, name),
         };
-        let Ok(s) = now else { return Ok(Vec::new()) };
+        let Ok(s) = now.map(|st| self.region.wanted(st)) else { return Ok(Vec::new()) };
         let symlink = s.is_symlink();
         let mut ops = Vec::new();
         let owner = have.is_none_or(|h| h.uid != s.uid || h.gid != s.gid);
-        let mode = !symlink && (owner || have.is_none_or(|h| h.mode & 0o7777 != s.perm()));
+        // What was written to may have lost setuid and setgid on the way, and its capability.
+        let lost = written && s.perm() & 0o6000 != 0;
+        let mode = !symlink && (owner || lost || have.is_none_or(|h| h.mode & 0o7777 != s.perm()));
         let xattrs = match &self.fd {
-            Some(fd) => tell::all_xattrs(fd, b"")?,
-            None => tell::all_xattrs(&dir, name).unwrap_or_default(),
+            Some(fd) => self.region.xattrs(fd, b"")?,
+            None => self.region.xattrs(&dir, name).unwrap_or_default(),
         };
         if owner || mode {
             ops.push(Op::SetAttr {
@@ -161,7 +166,8 @@ impl Found {
         }
         let theirs = have.map(|h| h.xattrs.as_slice()).unwrap_or(&[]);
         for (k, v) in &xattrs {
-            if !theirs.iter().any(|(tk, tv)| tk == k && tv == v) {
+            let lost = (written || owner) && k == CAPABILITY;
+            if lost || !theirs.iter().any(|(tk, tv)| tk == k && tv == v) {
                 ops.push(Op::SetXattr { at: to.clone(), name: k.clone(), value: v.clone() });
             }
         }
@@ -183,7 +189,7 @@ pub struct Differ<'a> {
     theirs: Vec<(u64, &'a [BlockHash])>,
     todo: VecDeque<(u64, u64)>,
     out: VecDeque<(Op2, Vec<u8>)>,
-    size_told: Option<u64>,
+    size_told: u64,
     size_done: bool,
     /// Bytes compared.
     pub compared: u64,
@@ -217,7 +223,7 @@ impl<'a> Differ<'a> {
             theirs,
             todo: ranges.into(),
             out: VecDeque::new(),
-            size_told: Some(have.map_or(0, |h| h.size)),
+            size_told: have.map_or(0, |h| h.size),
             size_done: found.fd.is_none() || matches!(extent, Extent::Ranges(r) if r.is_empty()),
             compared: 0,
             bytes: 0,
@@ -229,7 +235,7 @@ impl<'a> Differ<'a> {
     pub fn advance(&mut self) -> Result<bool> {
         let Some(fd) = &self.found.fd else { return Ok(false) };
         let size = sys::fstat(fd)?.size;
-        if !std::mem::replace(&mut self.size_done, true) && self.size_told != Some(size) {
+        if !std::mem::replace(&mut self.size_done, true) && self.size_told != size {
             self.resized = true;
             self.out.push_back((Op2::Size(size), Vec::new()));
             return Ok(true);
@@ -264,15 +270,18 @@ impl<'a> Differ<'a> {
         let mut buf = Vec::new();
         let ours = tell::blocks(fd, from, end, &mut buf)?;
         let start = self.theirs.iter().rev().find(|(a, _)| *a <= from).copied();
-        let their = |i: u64| -> BlockHash {
-            let (a, list) = start?;
-            list.get(((from - a) / B + i) as usize).copied().flatten()
+        // Of a large file not everything is told, and what is not may be anything.
+        let told = self.size_told;
+        let their = |i: u64| -> Option<BlockHash> {
+            let beyond = (from + i * B >= told).then_some(None);
+            let Some((a, list)) = start else { return beyond };
+            list.get(((from - a) / B + i) as usize).copied().or(beyond)
         };
         let mut run: Option<(u64, Vec<u8>)> = None;
         for (i, our) in ours.iter().enumerate() {
             let off = from + i as u64 * B;
             let len = B.min(end - off);
-            let differs = *our != their(i as u64);
+            let differs = Some(*our) != their(i as u64);
             match (differs, our.is_some()) {
                 (true, true) => {
                     let a = (off - from) as usize;

@@ -1,13 +1,16 @@
 //! What a node says about itself: the value behind `kagami status`, shared by the node and the command line.
 
+use super::mounter::MountOptions;
+pub use crate::store::journal::Changed;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Version of this layout; fields are only ever added to a version.
 pub const STATUS_VERSION: u32 = 1;
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// [`STATUS_VERSION`].
     pub version: u32,
@@ -20,10 +23,30 @@ pub struct Status {
     pub cut: bool,
     /// Its groups, in the order of the site file.
     pub groups: Vec<GroupStatus>,
+    /// When its process was started, seconds since 1970.
+    #[serde(default)]
+    pub started: f64,
+    /// Its log of events.
+    #[serde(default)]
+    pub events: EventsStatus,
+    /// Where its metrics are served, or why not.
+    #[serde(default)]
+    pub metrics: Option<String>,
+}
+
+/// The log of events.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EventsStatus {
+    /// Events since the node was started.
+    pub reported: u64,
+    /// Those of them that were dropped because they could not be written.
+    pub dropped: u64,
+    /// Why nothing can be written now, if so.
+    pub failing: Option<String>,
 }
 
 /// A group as this node sees it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GroupStatus {
     /// Its name.
     pub name: String,
@@ -31,6 +54,9 @@ pub struct GroupStatus {
     pub role: String,
     /// Number of the epoch.
     pub epoch: u64,
+    /// The site that began it.
+    #[serde(default)]
+    pub led_by: Option<String>,
     /// Sequence number of the last entry issued or applied here.
     pub position: u64,
     /// Where the lead volume is mounted here.
@@ -46,24 +72,251 @@ pub struct GroupStatus {
     /// Why the group cannot do what it should, if so.
     #[serde(default)]
     pub reason: Option<String>,
+    /// Objects of which this node may not set everything, and keeps the rest beside (G5).
+    #[serde(default)]
+    pub kept_beside: u64,
     /// The local legs (MS-1).
     #[serde(default)]
     pub legs: Vec<LegStatus>,
+    /// What waits for peers here, or was received, and its limits.
+    #[serde(default)]
+    pub queue: QueueStatus,
     /// The pairs that this node has an end of.
     pub pairs: Vec<PairStatus>,
+    /// Losing versions kept at this site, if there are any (G6).
+    #[serde(default)]
+    pub lost: Option<LossStatus>,
+    /// What the fence refused while it was under way, until the sites are equal again (MS-6).
+    #[serde(default)]
+    pub in_doubt: Option<DoubtStatus>,
+    /// Its volumes, as the volume definition table and their config definitions have them.
+    #[serde(default)]
+    pub volumes: Vec<VolumeStatus>,
+    /// The applications that run from the group's volumes, in the order in which they are started (CD-8).
+    #[serde(default)]
+    pub apps: Vec<AppStatus>,
+    /// What is to be said of mounting and starting applications by itself (CD-16, G9).
+    #[serde(default)]
+    pub boot: Option<String>,
+    /// What is broken here, or waits for somebody (see `/healthz`).
+    #[serde(default)]
+    pub faults: Vec<String>,
+    /// Why no write is accepted here; `None`: writes are accepted.
+    #[serde(default)]
+    pub refuses_writes: Option<String>,
+    /// The replica is at a point of the order: it could be read, or taken over.
+    #[serde(default)]
+    pub consistent: bool,
+    /// What is under way between sites: `returning`, `acting for SITE`, `giving to SITE`, `gave to SITE` or `resting`
+    /// (primary without mounts, until they are ordered).
+    #[serde(default)]
+    pub task: Option<String>,
+    /// The procedure that was ordered here and is under way.
+    #[serde(default)]
+    pub procedure: Option<ProcedureStatus>,
+    /// The voters, where takeover is automatic (G3).
+    #[serde(default)]
+    pub arbiter: Option<ArbiterStatus>,
+}
+
+/// How automatic takeover stands, as seen from here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ArbiterStatus {
+    /// The third voter.
+    pub arbiter: String,
+    /// Length of a vote, seconds.
+    pub detect_s: f64,
+    /// For whom the voter of this site voted last; `None`: for nobody yet, or this site is no voter.
+    pub owner: Option<String>,
+    /// How long it is promised to support nobody else, seconds.
+    pub owner_for_s: f64,
+    /// In which term.
+    pub term: u64,
+    /// The voter of this site knows that the other end of the sync pair has everything that the owner answered.
+    pub other_end_fit: bool,
+    /// At a primary: how long a majority supports it without being asked again, seconds.
+    pub majority_for_s: f64,
+    /// The operator overruled the voters, until a majority supports this site.
+    pub forced: bool,
+    /// The three voters.
+    pub voters: Vec<VoterStatus>,
+    /// Whether a takeover would happen by itself, and why not.
+    pub takeover: String,
+}
+
+/// One of the three, as a primary sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VoterStatus {
+    /// `site tokyo`, `etcd`.
+    pub name: String,
+    /// How long its vote for this site is still valid, seconds.
+    pub votes_for_s: f64,
+    /// It has on record that the other end of the sync pair has everything that was answered; `None`: that is not known.
+    #[serde(default)]
+    pub other_end_fit: Option<bool>,
+    /// What it said last, if that was not yes.
+    pub said: Option<String>,
+}
+
+/// A procedure over several sites that is under way (MS-10 to MS-15).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcedureStatus {
+    /// Random; the same for as long as it runs.
+    pub id: u64,
+    /// `takeover`, `failback` or `swap`.
+    pub name: String,
+    /// The step, and how it stands.
+    pub step: String,
+}
+
+impl ProcedureStatus {
+    /// Why another one cannot begin.
+    pub fn in_the_way(&self, group: &str, site: &str) -> String {
+        format!(
+            "a {} of group {group} is under way, ordered at site {site} ({}): wait for its end; where nobody carries it on, it is forgotten after 5 s",
+            self.name, self.step
+        )
+    }
+}
+
+/// How a group stands at another site.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SiteView {
+    /// The site.
+    pub site: String,
+    /// Its own word.
+    pub group: Option<GroupStatus>,
+    /// Why there is none.
+    pub error: Option<String>,
+}
+
+/// What `fence = "data"` refused while it was under way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DoubtStatus {
+    /// Since when, seconds since 1970.
+    pub since: f64,
+    /// Requests refused.
+    pub refused: u64,
+    /// Entries of theirs that the sync site may have, or that could not be undone here.
+    pub count: u64,
+    /// The first of these.
+    pub entries: Vec<DoubtEntry>,
+    /// Those that are not listed.
+    pub more: u64,
+}
+
+/// An entry in doubt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DoubtEntry {
+    /// Its sequence number.
+    pub position: u64,
+    /// When it was issued, seconds since 1970.
+    pub time: f64,
+    /// The volume.
+    pub volume: String,
+    /// The path in it.
+    pub path: String,
+    /// What it does.
+    pub what: String,
+    /// It was undone here.
+    pub undone: bool,
+}
+
+/// Losing versions kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossStatus {
+    /// Events in `kagami loss list`.
+    pub events: u64,
+    /// Objects they list.
+    pub objects: u64,
+    /// Content kept, bytes.
+    pub bytes: u64,
+}
+
+/// An application.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AppStatus {
+    /// Its name.
+    pub name: String,
+    /// `waiting`, `starting`, `ready`, `stopping`, `stopped`, `backing-off`, `crash-looping` or `failed`.
+    pub state: String,
+    /// Its first process, while that runs.
+    pub pid: Option<i32>,
+    /// Starts after it had ended by itself.
+    pub restarts: u64,
+    /// Since when it stands there, seconds since 1970.
+    pub since: u64,
+    /// Why, and what is waited for.
+    pub reason: Option<String>,
+    /// File that its output goes to.
+    pub log: PathBuf,
+}
+
+/// A volume of a group here (CD-1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// Port.
+    pub port: String,
+    /// Logical unit.
+    pub lu: u32,
+    /// Emulation type: `none` or `raid1`.
+    pub emulation: String,
+    /// Size in this site's file, bytes; 0: that of the filesystem below.
+    pub size: u64,
+    /// Capacity in the config definition, bytes; 0: that of the filesystem below. `None`: there is no definition yet.
+    pub capacity: Option<u64>,
+    /// Bytes used of the capacity, where they are counted.
+    pub used: Option<u64>,
+}
+
+/// What a group has queued at this node, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Entries for peers, in memory.
+    pub memory_bytes: u64,
+    /// `queue_memory_mib`. With a spool, memory holds up to 64 MiB more that wait for it.
+    pub memory_limit_bytes: u64,
+    /// Entries for peers, in the spool.
+    pub spool_bytes: u64,
+    /// What the files of the spool take.
+    pub spool_file_bytes: u64,
+    /// `spool_mib`.
+    pub spool_limit_bytes: u64,
+    /// The entry log, at a secondary.
+    pub log_bytes: u64,
+    /// `log_mib`.
+    pub log_limit_bytes: u64,
+    /// The change journal.
+    #[serde(default)]
+    pub journal_bytes: u64,
+    /// `journal_mib`.
+    #[serde(default)]
+    pub journal_limit_bytes: u64,
 }
 
 /// A mounted volume.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MountStatus {
     /// The volume.
     pub volume: String,
     /// Where.
     pub dir: PathBuf,
+    /// How, beyond the defaults.
+    #[serde(default)]
+    pub options: MountOptions,
+    /// False when the mount point was taken away and files are still open (`umount -l`).
+    #[serde(default = "yes")]
+    pub attached: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A local leg.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LegStatus {
     /// Its number.
     pub leg: u32,
@@ -74,7 +327,7 @@ pub struct LegStatus {
 }
 
 /// One end of a pair.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairStatus {
     /// Its name.
     pub name: String,
@@ -89,13 +342,64 @@ pub struct PairStatus {
     pub state: String,
     /// Why it is in this state, or idle (G9).
     pub reason: Option<String>,
+    /// In PSUE: the kind of fault, in one word.
+    #[serde(default)]
+    pub fault: Option<String>,
+    /// Its link is up.
+    #[serde(default)]
+    pub linked: bool,
+    /// This site took over from the other end and has not resynced it since (SSWS).
+    #[serde(default)]
+    pub taken_over: bool,
     /// What the other end does not have yet.
     pub lag: Lag,
+    /// Its volumes: which port and LU at the primary's end belong to which at the secondary's (CD-2).
+    #[serde(default)]
+    pub volumes: Vec<VolumeEnds>,
     /// What a copy or resync is doing.
     #[serde(default)]
     pub progress: Option<Progress>,
     /// What the last resync cost (G4).
     pub last_resync: Option<ResyncStats>,
+    /// The secondary's tree has everything of this time, by the primary's clock: seconds since 1970. `None`: not known.
+    #[serde(default)]
+    pub confirmed: Option<f64>,
+    /// When a copy or resync last ended well, seconds since 1970.
+    #[serde(default)]
+    pub copied: Option<f64>,
+    /// What the last comparison found.
+    #[serde(default)]
+    pub verified: Option<Verified>,
+    /// How often each fault suspended the pair since the node was started.
+    #[serde(default)]
+    pub faults: BTreeMap<String, u64>,
+    /// What a resync would have to look at now, at the primary's end of a pair that is not in PAIR.
+    #[serde(default)]
+    pub out_of_sync: Option<Changed>,
+}
+
+/// What a comparison found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verified {
+    /// When it ended, seconds since 1970.
+    pub time: f64,
+    /// Objects that differ, after the repair if there was one.
+    pub differences: u64,
+}
+
+/// One volume of a pair, by the present roles of its ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeEnds {
+    /// Its name here.
+    pub name: String,
+    /// Port at the primary's end.
+    pub primary_port: String,
+    /// LU at the primary's end.
+    pub primary_lu: u32,
+    /// Port at the secondary's end.
+    pub secondary_port: String,
+    /// LU at the secondary's end.
+    pub secondary_lu: u32,
 }
 
 /// How far a pair is behind.
@@ -148,6 +452,9 @@ pub struct ResyncStats {
     pub renames: u64,
     /// How long it took, seconds.
     pub seconds: f64,
+    /// Losing versions of the other end that went to its manifest (G6).
+    #[serde(default)]
+    pub kept: u64,
 }
 
 /// The answer to `Verify`.
@@ -206,21 +513,4 @@ pub struct Difference {
     pub path: String,
     /// What differs: `content`, `mode`, `missing at sync`, …
     pub what: String,
-}
-
-/// The answer to `Takeover`, with `dry_run` of what it would do.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TakeoverReport {
-    /// Nothing was changed.
-    pub dry_run: bool,
-    /// Number of the new epoch.
-    pub epoch: u64,
-    /// Last position that this site has.
-    pub position: u64,
-    /// Where the lead volume is (or would be) mounted.
-    pub mount: Option<PathBuf>,
-    /// The possible loss, for people: `nothing`, `unknown since 12:03:04`, `3 entries, 12 KiB, the last 0.4 s`.
-    pub loss: String,
-    /// What was (or would be) done, in order.
-    pub steps: Vec<String>,
 }

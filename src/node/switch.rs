@@ -1,12 +1,12 @@
 //! The order of a mounted volume over several legs: the group on the leg in use, replaced by the group on another leg
 //! when the first fails (MS-1, MS-21). What was being done then is done again on the new leg; the application waits.
 
-use crate::base::{Error, Result, Seq, VolId};
+use crate::base::{Error, Kind, Result, Seq, VolId};
 use crate::format::op::{Op, Target};
 use crate::store::exec::{Acted, Pre, Side};
 use crate::store::region::Region;
 use crate::volume::group::Group;
-use crate::volume::order::{Mark, Named, Order};
+use crate::volume::order::{Mark, Named, Order, PutBack};
 use parking_lot::{Mutex, RwLock};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -34,6 +34,42 @@ impl Switch {
         Switch { current: RwLock::new(group), generation: AtomicU64::new(1), failover, changing: Mutex::new(()) }
     }
 
+    /// Leaves the leg in use for another one, by order. False when no other leg has everything.
+    pub fn leave(&self, why: &Error) -> bool {
+        self.change(self.generation(), why)
+    }
+
+    /// Goes on with another leg, unless that was done since `generation`.
+    fn change(&self, generation: u64, error: &Error) -> bool {
+        let _one = self.changing.lock();
+        if self.generation() != generation {
+            return true; // another thread found the leg lost and changed it
+        }
+        let old = self.group();
+        let Some(new) = (self.failover)(&old, error) else { return false };
+        *self.current.write() = new;
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+
+    /// The group in use, if this thread's change began on it.
+    fn same_leg(&self) -> Result<Arc<Group>> {
+        match BEGUN.get() == self.generation() {
+            true => Ok(self.group()),
+            // The change went into a leg that is no longer in use.
+            false => Err(Error::os(libc::EIO)),
+        }
+    }
+
+    /// Waits on the group in use; when another leg took over meanwhile, that one must have it.
+    fn either(&self, seq: Seq, wait: impl FnOnce(&Group) -> Result<()>) -> Result<()> {
+        let g = self.group();
+        match wait(&g) {
+            Err(_) if g.is_stopped() && !Arc::ptr_eq(&g, &self.group()) => self.group().wait(seq),
+            r => r,
+        }
+    }
+
     /// The group in use.
     pub fn group(&self) -> Arc<Group> {
         self.current.read().clone()
@@ -42,7 +78,9 @@ impl Switch {
 
 /// Errors that say something about the leg, not about the operation.
 fn is_leg_error(e: &Error) -> bool {
-    matches!(
+    // The volume's capacity and the fence are the same on every leg, and votes that did not come in time.
+    let group = (e.kind == Kind::Refused && matches!(e.errno, libc::ENOSPC | libc::EIO)) || e.kind == Kind::Timeout;
+    let leg = matches!(
         e.errno,
         libc::EIO
             | libc::EROFS
@@ -52,7 +90,8 @@ fn is_leg_error(e: &Error) -> bool {
             | libc::ENXIO
             | libc::ESTALE
             | libc::EUCLEAN
-    )
+    );
+    leg && !group
 }
 
 impl Order for Switch {
@@ -65,6 +104,7 @@ impl Order for Switch {
     }
 
     fn namespace(&self, vol: VolId, op: Op, side: Side, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<Named> {
+        BEGUN.set(self.generation());
         self.group().namespace(vol, op, side, done)
     }
 
@@ -81,11 +121,7 @@ impl Order for Switch {
         make: &dyn Fn(Target) -> Op,
         data: &[u8],
     ) -> Result<Option<Seq>> {
-        if BEGUN.get() != self.generation() {
-            // The change went into a leg that is no longer in use.
-            return Err(Error::os(libc::EIO));
-        }
-        self.group().commit(vol, locate, mark, make, data)
+        self.same_leg()?.commit(vol, locate, mark, make, data)
     }
 
     fn cancel(&self) {
@@ -93,15 +129,45 @@ impl Order for Switch {
     }
 
     fn wait(&self, seq: Seq) -> Result<()> {
-        let g = self.group();
-        match g.wait(seq) {
-            Err(_) if g.is_stopped() && !Arc::ptr_eq(&g, &self.group()) => self.group().wait(seq),
-            r => r,
-        }
+        self.either(seq, |g| g.wait(seq))
     }
 
-    fn barrier(&self) -> Result<()> {
-        self.group().barrier()
+    fn defers(&self) -> bool {
+        self.group().defers()
+    }
+
+    fn pace(&self, seq: Seq) -> Result<()> {
+        self.group().pace(seq)
+    }
+
+    fn undoes(&self) -> bool {
+        self.group().undoes()
+    }
+
+    fn answer(&self, seq: Seq, undo: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.either(seq, |g| g.answer(seq, undo))
+    }
+
+    fn leave(&self) {
+        self.group().leave();
+    }
+
+    fn take_back(&self, vol: VolId, op: Op, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<()> {
+        self.same_leg()?.take_back(vol, op, done)
+    }
+
+    fn put_back(
+        &self,
+        vol: VolId,
+        locate: &dyn Fn() -> Option<Target>,
+        marks: &[Mark],
+        act: PutBack<'_>,
+    ) -> Result<()> {
+        self.same_leg()?.put_back(vol, locate, marks, act)
+    }
+
+    fn barrier(&self, local: &mut dyn FnMut()) -> Result<()> {
+        self.group().barrier(local)
     }
 
     fn write_through(&self) -> bool {
@@ -116,17 +182,6 @@ impl Order for Switch {
     }
 
     fn retry(&self, generation: u64, error: &Error) -> bool {
-        if !is_leg_error(error) {
-            return false;
-        }
-        let _one = self.changing.lock();
-        if self.generation() != generation {
-            return true; // another thread found the leg lost and changed it
-        }
-        let old = self.group();
-        let Some(new) = (self.failover)(&old, error) else { return false };
-        *self.current.write() = new;
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        true
+        is_leg_error(error) && self.change(generation, error)
     }
 }

@@ -52,8 +52,9 @@ fn is_unwritten(fd: &OwnedFd, off: u64) -> Result<bool> {
     Ok(sys::seek(fd, off, libc::SEEK_DATA)?.is_none_or(|d| d >= off + limits::COMPARE_BLOCK_BYTES))
 }
 
-/// The state of an object whose stat is known.
+/// The state of an object whose stat is known, with what is kept beside it.
 pub fn have(region: &Region, at: &Target, st: &Stat, xattrs: bool) -> Result<Have> {
+    let st = &region.wanted(*st);
     let (dir, name) = region.reach(at)?;
     let lid = match at {
         Target::File(n) => region.ids.read().link_of(n),
@@ -77,29 +78,9 @@ pub fn have(region: &Region, at: &Target, st: &Stat, xattrs: bool) -> Result<Hav
         h.target = sys::readlinkat(&*dir, name)?;
     }
     if xattrs {
-        h.xattrs = all_xattrs(&dir, name)?;
+        h.xattrs = region.xattrs(&dir, name)?;
     }
     Ok(h)
-}
-
-/// All extended attributes that are copied, sorted by name.
-pub fn all_xattrs(dir: &OwnedFd, name: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut out = Vec::new();
-    let names = match sys::listxattr(dir, name) {
-        Ok(n) => n,
-        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(out),
-        Err(e) => return Err(e.into()),
-    };
-    for k in names {
-        if k == b"security.selinux" {
-            continue;
-        }
-        if let Ok(v) = sys::getxattr(dir, name, &k) {
-            out.push((k, v));
-        }
-    }
-    out.sort();
-    Ok(out)
 }
 
 /// Answers one question.
@@ -109,7 +90,7 @@ pub fn tell(replica: &Replica, ask: &Ask) -> Result<Told> {
         .reach(&ask.at)
         .and_then(|(d, n)| Ok(if n.is_empty() { sys::fstat(&*d)? } else { sys::statat(&*d, n)? }))
     {
-        Ok(st) => st,
+        Ok(st) => region.wanted(st),
         Err(e) if e.errno == libc::ENOENT => return Ok(Told { have: None, blocks: Vec::new() }),
         Err(e) => return Err(e),
     };

@@ -105,6 +105,7 @@ fn one(
         desk = again(group, p, &desk, tell)?;
         last = Some(compare(&desk)?);
     }
+    p.set_verified(last.as_ref().unwrap_or(&first).differences.len() as u64);
     if let Some(l) = &last {
         out.repair = Some(how.join("; "));
         out.left = listed(&l.differences);

@@ -8,6 +8,18 @@ use std::os::fd::AsRawFd;
 pub struct Page {
     ptr: *mut u8,
     len: usize,
+    watched: Option<usize>,
+}
+
+/// Tells whether the drive below a page took a store no more: what is stored since is not kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched(Option<usize>);
+
+impl Watched {
+    /// True when that happened.
+    pub fn lost(&self) -> bool {
+        self.0.is_some_and(super::bus::lost)
+    }
 }
 
 // SAFETY: the mapping belongs to this value alone; access goes through &self/&mut self like any buffer.
@@ -35,7 +47,12 @@ impl Page {
         if p == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Page { ptr: p.cast(), len })
+        Ok(Page { ptr: p.cast(), len, watched: super::bus::watch(p as usize, len) })
+    }
+
+    /// What tells whether the drive below still takes stores, for as long as the page is mapped.
+    pub fn watched(&self) -> Watched {
+        Watched(self.watched)
     }
 
     /// The bytes.
@@ -53,6 +70,7 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
+        self.watched.into_iter().for_each(super::bus::unwatch);
         // SAFETY: unmaps exactly what `map` mapped; no reference outlives self.
         unsafe { libc::munmap(self.ptr.cast(), self.len) };
     }

@@ -139,6 +139,27 @@ pub fn statat(dir: impl AsFd, name: &[u8]) -> io::Result<Stat> {
     Ok(to_stat(unsafe { s.assume_init_ref() }))
 }
 
+/// When the object at a name was made (statx(2)); the beginning of 1970 where the filesystem does not tell.
+pub fn birth(dir: impl AsFd, name: &[u8]) -> io::Result<Time> {
+    let n = c(name)?;
+    let mut s = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: s is written by a successful call only, and zeros are a valid value of it.
+    let s = unsafe {
+        check(libc::statx(
+            dir.as_fd().as_raw_fd(),
+            n.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            libc::STATX_BTIME,
+            s.as_mut_ptr(),
+        ))?;
+        s.assume_init()
+    };
+    if s.stx_mask & libc::STATX_BTIME == 0 {
+        return Ok(Time::default());
+    }
+    Ok(Time { sec: s.stx_btime.tv_sec, nsec: s.stx_btime.tv_nsec })
+}
+
 /// fstat(2), also of an O_PATH descriptor.
 pub fn fstat(fd: impl AsFd) -> io::Result<Stat> {
     let mut s = MaybeUninit::<libc::stat64>::uninit();
@@ -393,6 +414,12 @@ pub fn fallocate(fd: impl AsFd, mode: u32, off: u64, len: u64) -> io::Result<()>
     check(unsafe { libc::fallocate64(fd.as_fd().as_raw_fd(), mode as i32, off as i64, len as i64) }).map(drop)
 }
 
+/// Makes `to` share all blocks of `from` (ioctl FICLONE); an error where the filesystem cannot.
+pub fn reflink(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
+    // SAFETY: plain call with two descriptors.
+    check(unsafe { libc::ioctl(to.as_fd().as_raw_fd(), libc::FICLONE as _, from.as_fd().as_raw_fd()) }).map(drop)
+}
+
 /// lseek(2) to the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or after `off`; `None` past the last.
 pub fn seek(fd: impl AsFd, off: u64, whence: i32) -> io::Result<Option<u64>> {
     // SAFETY: plain call.
@@ -562,6 +589,12 @@ pub fn mount(source: &CStr, target: &CStr, fstype: &CStr, flags: u64, data: &CSt
         .map(drop)
 }
 
+/// umount2(2), which refuses (EBUSY) while anything below is in use.
+pub fn umount(target: &CStr) -> io::Result<()> {
+    // SAFETY: valid C string.
+    check(unsafe { libc::umount2(target.as_ptr(), libc::UMOUNT_NOFOLLOW) }).map(drop)
+}
+
 /// umount2(2) with `MNT_DETACH`.
 pub fn umount_detach(target: &CStr) -> io::Result<()> {
     // SAFETY: valid C string.
@@ -580,7 +613,8 @@ pub fn die_with_parent(signal: i32) -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) }).map(drop)
 }
 
-/// Blocks SIGTERM and SIGINT in this thread (and those it starts) and returns a descriptor that reads them.
+/// Blocks SIGTERM and SIGINT in this thread (and those it starts) and returns a descriptor that reads them. From then on
+/// a file that reaches the process's limit of sizes is an error (EFBIG) and not the end of the process.
 pub fn signal_fd() -> io::Result<OwnedFd> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: the set is initialised by sigemptyset before use; the descriptor is checked.
@@ -588,6 +622,7 @@ pub fn signal_fd() -> io::Result<OwnedFd> {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
         libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         if libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error());
         }

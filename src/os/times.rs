@@ -1,8 +1,9 @@
-//! Setting times the way an application asked for them.
+//! Setting times the way an application asked for them, and the clock for promises.
 
 use crate::base::time::Time;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 /// One of the two times of utimensat(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -14,6 +15,14 @@ pub enum Stamp {
     Now,
     /// This time.
     At(Time),
+}
+
+/// The time since the machine was started, also while it slept: two nodes' differ, but both go on.
+pub fn boottime() -> Duration {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place for the answer. The call cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut ts) };
+    Duration::new(ts.tv_sec as u64, ts.tv_nsec as u32)
 }
 
 /// utimensat(2) of what an (O_PATH) descriptor refers to.

@@ -5,10 +5,11 @@
 //!                  1 … 100        │   101 … 130
 //! site C:   epoch 1 ──────────────┴── epoch 3 (C) ─────────── 170
 //!                                     101 … 170
-//! common point: 100. C wins (higher number); A's 101 … 130 are a losing version, kept aside (G6).
+//! common point: 100. Both were written under: a split brain, the operator decides. Had A begun no epoch, or written
+//! nothing under it, C would win; the loser's entries after 100 are losing versions, kept aside (G6).
 //! ```
 
-use crate::base::{Epoch, Error, Result, Seq, limits};
+use crate::base::{Epoch, Error, Result, Seq};
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +46,7 @@ pub enum Winner {
     Theirs,
     /// Neither lost anything: both are at the same point of the same reign.
     Both,
-    /// Two reigns with one number, both with entries: only the operator can decide.
+    /// Both sides began epochs since they parted, and both were written under: only the operator can decide.
     SplitBrain,
 }
 
@@ -69,7 +70,15 @@ impl Chain {
     /// lies before the current epoch's start.
     pub fn begin(&mut self, site: &str, random: u64, at: Seq) -> Result<Epoch> {
         let number = self.head().map_or(1, |e| e.number.saturating_add(1));
-        let epoch = Epoch { number, site: site.to_string(), random, parent: at };
+        let epoch = Epoch { number, site: site.to_string(), random, parent: at, over: 0 };
+        self.append(epoch.clone())?;
+        Ok(epoch)
+    }
+
+    /// As [`Chain::begin`], with the operator's word that this history wins over the one that ends with `rival` (G6).
+    pub fn begin_over(&mut self, site: &str, random: u64, at: Seq, rival: &Epoch) -> Result<Epoch> {
+        let number = self.head().map_or(0, |e| e.number).max(rival.number).saturating_add(1);
+        let epoch = Epoch { number, site: site.to_string(), random, parent: at, over: rival.random };
         self.append(epoch.clone())?;
         Ok(epoch)
     }
@@ -88,7 +97,9 @@ impl Chain {
                 )));
             }
         }
-        check_site(&epoch.site)?;
+        if !epoch.is_valid() {
+            return Err(Error::corrupt("epoch chain: a number, a position or the name of a site cannot be"));
+        }
         self.0.push(epoch);
         let over = self.0.len().saturating_sub(EPOCHS_MAX);
         self.0.drain(..over);
@@ -122,27 +133,54 @@ impl Chain {
         }
     }
 
-    /// Whose history goes on. The higher epoch number wins, also when the other side has more entries: it is a stale
-    /// primary's tail (G3). None if the two are unrelated.
+    /// Whose history goes on. None if the two are unrelated.
+    ///
+    /// Where they parted and one side alone began an epoch since (a takeover), that side wins, also when the other has more
+    /// entries: those are a stale primary's tail (G3). Where both began epochs, the one that was written under wins over one
+    /// that was not (a restart out of touch); written under both, only the operator's word decides (G6).
     pub fn winner(&self, my_head: Seq, other: &Chain, other_head: Seq) -> Option<Winner> {
         let meeting = self.meet(my_head, other, other_head);
         let (mine, theirs) = (self.head()?, other.head()?);
         let by_entries = match meeting {
             Meeting::Unrelated => return None,
+            Meeting::Diverged { .. } => return Some(self.parted(my_head, other, other_head)),
             Meeting::Same(_) => Winner::Both,
             Meeting::OtherBehind { .. } => Winner::Mine,
             Meeting::IAmBehind { .. } => Winner::Theirs,
-            Meeting::Diverged { .. } => Winner::SplitBrain,
         };
         Some(match mine.number.cmp(&theirs.number) {
             std::cmp::Ordering::Greater => Winner::Mine,
             std::cmp::Ordering::Less => Winner::Theirs,
-            std::cmp::Ordering::Equal if by_entries == Winner::Both && !mine.same(theirs) => {
-                // Two reigns without an entry: nothing is lost whoever wins, but both sides must say the same.
-                if (&mine.site, mine.random) > (&theirs.site, theirs.random) { Winner::Mine } else { Winner::Theirs }
-            }
+            std::cmp::Ordering::Equal if by_entries == Winner::Both && !mine.same(theirs) => newer(mine, theirs),
             std::cmp::Ordering::Equal => by_entries,
         })
+    }
+
+    /// The winner of two histories that both have entries the other has not.
+    fn parted(&self, my_head: Seq, other: &Chain, other_head: Seq) -> Winner {
+        let (mine, theirs) = (self.own(other), other.own(self));
+        let (Some(my_last), Some(their_last)) = (mine.last(), theirs.last()) else {
+            return match (mine.is_empty(), theirs.is_empty()) {
+                (false, true) => Winner::Mine,
+                (true, false) => Winner::Theirs,
+                _ => Winner::SplitBrain,
+            };
+        };
+        let (decided, overruled) = (overrules(mine, theirs, other_head), overrules(theirs, mine, my_head));
+        match (decided, overruled, written(mine, my_head), written(theirs, other_head)) {
+            (true, false, _, _) => Winner::Mine,
+            (false, true, _, _) => Winner::Theirs,
+            (_, _, true, true) => Winner::SplitBrain,
+            (_, _, true, false) => Winner::Mine,
+            (_, _, false, true) => Winner::Theirs,
+            (_, _, false, false) => newer(my_last, their_last),
+        }
+    }
+
+    /// The epochs after the last one that the other chain has as well.
+    fn own(&self, other: &Chain) -> &[Epoch] {
+        let shared = self.0.iter().rposition(|e| other.find(e).is_some()).map_or(0, |i| i + 1);
+        self.0.get(shared..).unwrap_or(&[])
     }
 
     /// Checks a chain from disk or a peer whose history ends at `head`. Errors are [`crate::base::Kind::Corrupt`] (G10).
@@ -150,8 +188,8 @@ impl Chain {
         if self.0.len() > EPOCHS_MAX {
             return Err(Error::corrupt(format!("epoch chain: {} epochs, more than {EPOCHS_MAX}", self.0.len())));
         }
-        for e in &self.0 {
-            check_site(&e.site)?;
+        if !self.0.iter().all(Epoch::is_valid) {
+            return Err(Error::corrupt("epoch chain: a number, a position or the name of a site cannot be"));
         }
         let rising = self.0.iter().zip(self.0.iter().skip(1)).all(|(a, b)| a.number < b.number && a.parent <= b.parent);
         if !rising || self.0.first().is_some_and(|e| e.number == 0) {
@@ -174,11 +212,21 @@ impl Chain {
     }
 }
 
-fn check_site(site: &str) -> Result<()> {
-    if site.is_empty() || site.len() > limits::NAME_BYTES_MAX {
-        return Err(Error::corrupt("epoch chain: site name empty or too long"));
-    }
-    Ok(())
+/// True if there is more under these epochs than their own beginnings (one entry each).
+fn written(epochs: &[Epoch], head: Seq) -> bool {
+    epochs.first().is_some_and(|first| head.0.saturating_sub(first.parent.0) > epochs.len() as u64)
+}
+
+/// True if an epoch of `mine` says that it wins over one of `theirs`, after which nothing was written there.
+fn overrules(mine: &[Epoch], theirs: &[Epoch], their_head: Seq) -> bool {
+    let over = |e: &Epoch| mine.iter().any(|m| m.over != 0 && m.over == e.random);
+    theirs.iter().rposition(over).is_some_and(|i| !written(theirs.get(i + 1..).unwrap_or(&[]), their_head))
+}
+
+/// Of two reigns in which nothing was written nothing is lost, whoever wins; but both sides must say the same.
+fn newer(mine: &Epoch, theirs: &Epoch) -> Winner {
+    let order = |e: &Epoch| (e.number, e.site.clone(), e.random);
+    if order(mine) > order(theirs) { Winner::Mine } else { Winner::Theirs }
 }
 
 #[cfg(test)]

@@ -6,8 +6,13 @@ use crate::format::codec;
 use proptest::prelude::*;
 
 fn chain(of: &[(u64, &str, u64)]) -> Chain {
-    let epochs =
-        of.iter().map(|&(number, site, parent)| Epoch { number, site: site.into(), random: 7, parent: Seq(parent) });
+    let epochs = of.iter().map(|&(number, site, parent)| Epoch {
+        number,
+        site: site.into(),
+        random: number * 1000 + site.len() as u64 + u64::from(site.as_bytes().first().copied().unwrap_or(0)),
+        parent: Seq(parent),
+        over: 0,
+    });
     Chain::from_epochs(epochs.collect())
 }
 
@@ -17,7 +22,23 @@ fn the_picture_of_the_module() {
     let c = chain(&[(1, "a", 0), (3, "c", 100)]);
     let (ha, hc) = (Seq(130), Seq(170));
     assert_eq!(a.meet(ha, &c, hc), Meeting::Diverged { common: Seq(100), mine_after: ha, theirs_after: hc });
-    assert_eq!((a.winner(ha, &c, hc), c.winner(hc, &a, ha)), (Some(Winner::Theirs), Some(Winner::Mine)));
+    let both = |a: &Chain, ha, c: &Chain, hc| (a.winner(ha, c, hc), c.winner(hc, a, ha));
+    let split = (Some(Winner::SplitBrain), Some(Winner::SplitBrain));
+    assert_eq!(both(&a, ha, &c, hc), split);
+    let (mine, theirs) = ((Some(Winner::Mine), Some(Winner::Theirs)), (Some(Winner::Theirs), Some(Winner::Mine)));
+    // A began no epoch: a stale primary's tail. A wrote nothing under its own, or C did not.
+    assert_eq!(both(&chain(&[(1, "a", 0)]), ha, &c, hc), theirs);
+    assert_eq!(both(&chain(&[(1, "a", 0), (2, "a", 129)]), ha, &c, hc), theirs);
+    assert_eq!(both(&a, ha, &chain(&[(1, "a", 0), (3, "c", 100), (4, "c", 101)]), Seq(102)), mine);
+    // The operator's word, at either side; what is written under another epoch after it counts again.
+    let mut kept = a.clone();
+    kept.begin_over("a", 5, ha, c.head().unwrap()).unwrap();
+    assert_eq!(kept.head().unwrap().number, 4);
+    assert_eq!(both(&kept, Seq(131), &c, hc), mine);
+    let mut later = c.clone();
+    later.begin("c", 6, hc).unwrap();
+    assert_eq!(both(&kept, Seq(131), &later, Seq(171)), mine);
+    assert_eq!(both(&kept, Seq(131), &later, Seq(172)), split);
     assert!(a.contains(&c.epochs()[0], Seq(100), ha));
     assert!(!a.contains(&c.epochs()[1], Seq(101), ha) && !a.contains(&a.epochs()[1], Seq(100), ha));
     assert_eq!(a.epoch_of(Seq(100)).unwrap().number, 1);
@@ -34,9 +55,10 @@ fn a_taken_over_replica_wins_though_the_old_primary_has_more_entries() {
 }
 
 #[test]
-fn one_number_twice_is_a_split_brain_only_with_entries_on_both_sides() {
+fn two_reigns_are_a_split_brain_only_when_both_were_written_under() {
     let (a, c) = (chain(&[(1, "a", 0), (2, "a", 9)]), chain(&[(1, "a", 0), (2, "c", 9)]));
-    assert_eq!(a.winner(Seq(10), &c, Seq(11)), Some(Winner::SplitBrain));
+    assert_eq!(a.winner(Seq(11), &c, Seq(11)), Some(Winner::SplitBrain));
+    assert_eq!(a.winner(Seq(10), &c, Seq(11)), Some(Winner::Theirs));
     assert_eq!(a.winner(Seq(10), &c, Seq(9)), Some(Winner::Mine));
     assert_eq!(a.winner(Seq(9), &c, Seq(11)), Some(Winner::Theirs));
     assert_eq!(
@@ -79,7 +101,7 @@ fn nonsense_is_refused() {
         chain(&[(1, "a", 11)]),
         Chain::from_epochs(
             (1..=EPOCHS_MAX as u64 + 1)
-                .map(|number| Epoch { number, site: "a".into(), random: 0, parent: Seq(0) })
+                .map(|number| Epoch { number, site: "a".into(), random: 0, parent: Seq(0), over: 0 })
                 .collect(),
         ),
     ] {

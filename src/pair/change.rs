@@ -5,7 +5,8 @@
 //! it in the same interval add nothing; so a mark says "changed at some time in this interval". A mark names the file by
 //! a name it had when the mark was made; later `Ns` records tell where that file went.
 
-use crate::base::{DirId, LinkId, Name, Seq, VolId};
+use crate::base::{DirId, Error, LinkId, Name, Result, Seq, VolId};
+use crate::format::codec;
 use crate::format::op::Target;
 use bincode::{Decode, Encode};
 
@@ -57,6 +58,23 @@ pub struct Rec {
     pub vol: VolId,
     /// What changed.
     pub change: Change,
+}
+
+impl Rec {
+    /// Decodes a record from disk or a peer. Each name in it is one path component, and its position can be (G10): what is
+    /// planned from it is read and written by these names.
+    pub fn parse(bytes: &[u8]) -> Result<Rec> {
+        let r: Rec = codec::decode(bytes)?;
+        let names = match &r.change {
+            Change::Ns(ns) => ns.names(),
+            Change::Data { at, .. } | Change::Attr { at: Target::File(at), .. } => [Some(at), None],
+            Change::Attr { at: Target::Dir(_), .. } => [None, None],
+        };
+        match names.into_iter().flatten().all(Name::is_valid) && r.seq.is_valid() {
+            true => Ok(r),
+            false => Err(Error::corrupt("journal record: a name or a position in it cannot be")),
+        }
+    }
 }
 
 impl NsChange {

@@ -2,8 +2,12 @@
 
 pub mod chain;
 pub mod change;
+pub mod equal;
+pub mod horcm;
 pub mod plan;
 mod plan_build;
 mod plan_sim;
+pub mod plan_state;
 pub mod ranges;
 pub mod state;
+pub mod vote;

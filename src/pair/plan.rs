@@ -71,9 +71,10 @@ pub enum Step {
     Place { vol: VolId, parked: Name, to: Name },
     /// Give the file at `from` a further name; its link id is `lid` from now on.
     LinkMore { vol: VolId, from: Name, to: Name, lid: LinkId },
-    /// Remove a parked object, or with `keep` move it to [`DirId::LOST`]: the target changed it after P and nobody else
-    /// has that version (G6). A directory is empty and is never kept: what was in it is kept file by file.
-    Discard { vol: VolId, parked: Name, what: What, keep: bool },
+    /// Remove a parked object, or with `keep` (its place in [`Plan::lost`]) move it to [`DirId::LOST`]: the target changed
+    /// it after P and nobody else has that version (G6). A directory is empty and is never kept: what was in it is kept
+    /// file by file.
+    Discard { vol: VolId, parked: Name, what: What, keep: Option<u32> },
 }
 
 /// Which bytes of a file to compare and copy.
@@ -101,8 +102,29 @@ pub struct ContentTask {
     /// True if attributes, times and extended attributes are to be compared as well. Set with every range: a write
     /// changes the mtime and may drop set-id bits.
     pub attrs: bool,
-    /// The target itself may have changed it after P: what is overwritten must be kept (G6).
-    pub target_changed: bool,
+    /// Its place in [`Plan::lost`], if the target itself may have changed it after P.
+    pub lost: Option<u32>,
+}
+
+/// An object of which the target may lose something of its own (G6).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LostObject {
+    /// Volume of the group.
+    pub vol: VolId,
+    /// Its id, for a directory.
+    pub dir: Option<DirId>,
+    /// The target made it after P.
+    pub own: bool,
+    /// The target may have changed its content: what is overwritten must be kept.
+    pub data: bool,
+    /// The target may have changed its attributes.
+    pub attrs: bool,
+    /// Its names on the target before the first step.
+    pub found: Vec<Name>,
+    /// Its names at P.
+    pub was: Vec<Name>,
+    /// Its names after the last step.
+    pub wanted: Vec<Name>,
 }
 
 /// What a plan will do, for status and tests.
@@ -135,6 +157,10 @@ pub struct Plan {
     pub content: Vec<ContentTask>,
     /// Directories that exist on the source and whose attributes and mtime are to be set from it at the very end.
     pub dirs: Vec<(VolId, DirId)>,
+    /// What the target may have of its own, that the source does not have so.
+    pub lost: Vec<LostObject>,
+    /// Directories that stay, whose attributes the target may have changed after P.
+    pub lost_dirs: Vec<(VolId, DirId)>,
     /// The sums.
     pub counts: Counts,
 }

@@ -1,7 +1,7 @@
 //! Matches the objects of both sides and writes the steps. See [`super::plan`].
 
 use super::change::What;
-use super::plan::{ContentTask, Extent, Plan, Step};
+use super::plan::{ContentTask, Extent, LostObject, Plan, Step};
 use super::plan_sim::{Names, ObjIx, Sim};
 use super::ranges::Ranges;
 use crate::base::{DirId, Error, LinkId, Name, Result, VolId};
@@ -78,10 +78,22 @@ struct Class {
     wanted: Vec<Name>,
     /// Names on the target now, sorted.
     found: Vec<Name>,
+    /// Names at P.
+    was: Vec<Name>,
     ranges: Ranges,
     attrs: bool,
-    /// The target changed or made it after P, as far as one can know.
-    target_changed: bool,
+    /// What the target made or changed after P, as far as one can know.
+    own: bool,
+    own_data: bool,
+    own_attrs: bool,
+    own_names: bool,
+}
+
+impl Class {
+    /// The target has a version of its own of it.
+    fn target_changed(&self) -> bool {
+        self.own || self.own_data || self.own_attrs || self.own_names
+    }
 }
 
 /// Adds the plan of one volume to `out`. `diverged`: the target made entries of its own after P.
@@ -103,6 +115,10 @@ pub(super) fn build(vol: VolId, source: &Sim, target: &Sim, diverged: bool, out:
     let touched = source.dirs_touched.iter().chain(&target.dirs_touched).copied();
     let dirs: BTreeSet<DirId> = touched.chain(made).chain(steps.parents).collect();
     out.dirs.extend(dirs.into_iter().filter(|d| !d.is_internal() && wanted(d)).map(|d| (vol, d)));
+    if diverged {
+        let marked = target.dirs_marked.iter().copied().filter(|d| !d.is_internal() && wanted(d));
+        out.lost_dirs.extend(marked.map(|d| (vol, d)));
+    }
     Ok(())
 }
 
@@ -149,7 +165,10 @@ fn collect(source: &Sim, target: &Sim, m: &Matched, diverged: bool) -> Result<BT
         c.lid = o.lids.last().copied().or(c.lid);
         c.ranges.union(&o.ranges);
         c.attrs |= o.attrs;
-        c.target_changed |= diverged && (o.own || o.marked());
+        c.own |= diverged && o.own;
+        // A mark from before P may hide one from after it: see `Obj::ranges`.
+        c.own_data |= diverged && !o.ranges.is_empty();
+        c.own_attrs |= diverged && o.attrs;
     }
     for (ix, o) in source.objs.iter().enumerate() {
         let c = classes.entry(m.source(ix)).or_default();
@@ -165,12 +184,20 @@ fn collect(source: &Sim, target: &Sim, m: &Matched, diverged: bool) -> Result<BT
         let wanted = wanted.or_else(|| now(&target.base, name).map(|ix| ix.map(|i| m.target(i)))).flatten();
         let found = now(&target.names, name).map(|ix| ix.map(|i| m.target(i)));
         let found = found.or_else(|| now(&source.base, name).map(|ix| ix.map(|i| m.source(i)))).flatten();
+        let was = now(target.was(), name).map(|ix| ix.map(|i| m.target(i)));
+        let was = was.or_else(|| now(source.was(), name).map(|ix| ix.map(|i| m.source(i)))).flatten();
+        if let Some(root) = was {
+            classes.entry(root).or_default().was.push(name.clone());
+        }
         if let Some(root) = wanted {
             classes.entry(root).or_default().wanted.push(name.clone());
         }
         if let Some(root) = found {
             classes.entry(root).or_default().found.push(name.clone());
         }
+    }
+    for c in classes.values_mut() {
+        c.own_names = diverged && c.found != c.was;
     }
     if let Some(c) = classes.values().find(|c| c.dir.is_some() && (c.wanted.len() > 1 || c.found.len() > 1)) {
         return Err(Error::corrupt(format!("the journals give directory {:?} two names", c.dir)));
@@ -220,6 +247,7 @@ impl Steps {
 
     /// The steps for one object, and what to compare of it.
     fn object(&mut self, c: &Class, out: &mut Plan) {
+        let lost = self.lost(c, out);
         let stays = c.found.iter().find(|n| has(&c.wanted, n));
         // The name at which the object keeps living on the target; nothing if it goes or is not there.
         let anchor = match (stays, c.found.first(), c.wanted.first()) {
@@ -231,7 +259,7 @@ impl Steps {
                 to
             }
             (None, Some(from), None) => {
-                self.discard(c, from, out);
+                self.discard(c, from, lost, out);
                 from
             }
             (None, None, Some(to)) => {
@@ -255,20 +283,39 @@ impl Steps {
             self.link.push(Step::LinkMore { vol: self.vol, from: anchor.clone(), to: to.clone(), lid });
             out.counts.links_made += 1;
         }
-        self.content(c, anchor, out);
+        self.content(c, anchor, lost, out);
     }
 
-    fn discard(&mut self, c: &Class, from: &Name, out: &mut Plan) {
+    /// Lists the object when the target has a version of its own of it; its place in the list.
+    fn lost(&self, c: &Class, out: &mut Plan) -> Option<u32> {
+        // Made after P and removed again: it never was on either side.
+        if !c.target_changed() || (c.found.is_empty() && (c.wanted.is_empty() || c.was.is_empty())) {
+            return None;
+        }
+        out.lost.push(LostObject {
+            vol: self.vol,
+            dir: c.dir,
+            own: c.own,
+            data: c.own_data,
+            attrs: c.own_attrs,
+            found: c.found.clone(),
+            was: c.was.clone(),
+            wanted: c.wanted.clone(),
+        });
+        u32::try_from(out.lost.len() - 1).ok()
+    }
+
+    fn discard(&mut self, c: &Class, from: &Name, lost: Option<u32>, out: &mut Plan) {
         let parked = self.park(from);
         let what = match (c.dir, c.lid) {
             (Some(id), _) => What::Dir(id),
             (None, Some(lid)) => What::Linked(lid),
             (None, None) => What::File,
         };
-        let keep = c.dir.is_none() && c.target_changed;
+        let keep = lost.filter(|_| c.dir.is_none());
         self.discard.push(Step::Discard { vol: self.vol, parked, what, keep });
         out.counts.discarded += 1;
-        out.counts.kept += u64::from(keep);
+        out.counts.kept += u64::from(keep.is_some());
     }
 
     fn make(&mut self, c: &Class, to: &Name, out: &mut Plan) {
@@ -286,7 +333,7 @@ impl Steps {
         self.place(parked, to);
     }
 
-    fn content(&mut self, c: &Class, anchor: &Name, out: &mut Plan) {
+    fn content(&mut self, c: &Class, anchor: &Name, lost: Option<u32>, out: &mut Plan) {
         let new = c.found.is_empty();
         if c.dir.is_some() || (!new && !c.attrs && c.ranges.is_empty()) {
             return;
@@ -299,7 +346,7 @@ impl Steps {
             target_after: anchor.clone(),
             extent: if new { Extent::Whole } else { Extent::Ranges(c.ranges.clone()) },
             attrs: true,
-            target_changed: !new && c.target_changed,
+            lost: lost.filter(|_| !new),
         });
         out.counts.files_examined += 1;
     }

@@ -233,7 +233,7 @@ fn links_come_and_go_on_either_side() {
         },
     );
     assert_eq!(p.counts, Counts { renames: 1, names_dropped: 1, files_examined: 1, ..Counts::default() });
-    assert!(p.content[0].target_changed);
+    assert!(p.content[0].lost.is_some());
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn both_wrote_one_file_which_the_source_moved() {
     assert_eq!((&c.source, &c.target_after), (&n(DirId(100), "b"), &n(DirId(100), "b")));
     assert_eq!(c.target_now, Some(n(R, "b")));
     assert_eq!(c.extent, Extent::Ranges([(1, 2), (5, 6)].into_iter().collect()));
-    assert!(c.target_changed && c.attrs);
+    assert!(c.lost.is_some() && c.attrs);
 }
 
 fn rec(seq: u64, vol: u16, change: Change) -> Rec {
@@ -356,7 +356,7 @@ fn a_plan_that_reaches_outside_is_refused() {
             Step::MakeFile { vol, source: b.clone(), parked: parked.clone() },
             Step::Place { vol, parked: parked.clone(), to: b.clone() },
             Step::LinkMore { vol, from: good.clone(), to: b.clone(), lid },
-            Step::Discard { vol, parked: good.clone(), what: What::File, keep: false },
+            Step::Discard { vol, parked: good.clone(), what: What::File, keep: None },
         ] {
             assert!(Plan { ns: vec![step], ..Plan::default() }.validate().is_err());
         }

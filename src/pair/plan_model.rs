@@ -462,7 +462,7 @@ fn carry_out(step: &Step, s: &World, t: &mut World, before: &World, kept: &mut V
         Step::Discard { parked, what, keep, .. } => {
             let e = t.take(parked);
             assert_eq!(matches!(e, Ent::Dir(_)), matches!(what, What::Dir(_)));
-            if let (Ent::File(f), true) = (e, keep) {
+            if let (Ent::File(f), Some(_)) = (e, keep) {
                 kept.push((f, t.files[&f].clone()));
             }
             t.forget(e);
@@ -490,7 +490,7 @@ fn copy(c: &ContentTask, s: &World, t: &mut World, before: &World, kept: &mut Ve
     if c.attrs {
         dst.attr = src.attr;
     }
-    if c.target_changed && (old.bytes != dst.bytes || old.attr != dst.attr) {
+    if c.lost.is_some() && (old.bytes != dst.bytes || old.attr != dst.attr) {
         kept.push((to, old));
     }
 }

@@ -30,13 +30,6 @@ pub(super) struct Obj {
     pub attrs: bool,
 }
 
-impl Obj {
-    /// True if the content or the attributes may have been changed after P.
-    pub fn marked(&self) -> bool {
-        self.attrs || !self.ranges.is_empty()
-    }
-}
-
 /// One side of one volume.
 #[derive(Debug, Default)]
 pub(super) struct Sim {
@@ -46,10 +39,14 @@ pub(super) struct Sim {
     pub names: Names,
     /// The names at P.
     pub base: Names,
+    /// The names before what the target did of its own, where that is not what objects are matched by.
+    pub was: Option<Names>,
     /// Directories that have an object here.
     pub dirs: HashMap<DirId, ObjIx>,
     /// Directories whose attributes, or whose mtime by a change of names after P, may differ.
     pub dirs_touched: BTreeSet<DirId>,
+    /// Directories whose attributes may have been set.
+    pub dirs_marked: BTreeSet<DirId>,
     lids: HashMap<LinkId, ObjIx>,
     /// P has been passed.
     after: bool,
@@ -77,6 +74,7 @@ impl Sim {
                 Change::Attr { at: Target::File(at), what } => sim.mark(at, what, |o| o.attrs = true),
                 Change::Attr { at: Target::Dir(id), .. } => {
                     sim.dirs_touched.insert(*id);
+                    sim.dirs_marked.insert(*id);
                     Ok(())
                 }
             }
@@ -90,6 +88,11 @@ impl Sim {
         }
         sim.cross();
         Ok(sim)
+    }
+
+    /// The names before what the target did of its own.
+    pub fn was(&self) -> &Names {
+        self.was.as_ref().unwrap_or(&self.base)
     }
 
     /// True if a directory has a name.

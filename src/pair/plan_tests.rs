@@ -166,7 +166,7 @@ impl Pair {
     /// Every version that the target alone had is kept; nothing is if it had none (G6).
     fn check_kept(&self, plan: &Plan, kept: &[(u64, File)]) {
         if self.t_head == self.common {
-            assert!(kept.is_empty() && plan.counts.kept == 0 && plan.content.iter().all(|c| !c.target_changed));
+            assert!(kept.is_empty() && plan.counts.kept == 0 && plan.content.iter().all(|c| c.lost.is_none()));
             return;
         }
         let same = |a: Option<&File>, b: &File| a.is_some_and(|a| a.bytes == b.bytes && a.attr == b.attr);

@@ -59,7 +59,7 @@ pub enum Reason {
     Behind,
     /// The oldest entry was not acknowledged in time.
     ProgressTimeout,
-    /// Both sides went on under one epoch number (G6): the operator must say who wins.
+    /// Both sides were primary and were written to (G6): the operator must say who wins.
     SplitBrain,
     /// The staging of a resync does not fit at the target.
     NeedsSpace,

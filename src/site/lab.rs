@@ -164,7 +164,12 @@ impl Lab {
         for (site, status) in self.statuses() {
             for g in status.iter().flat_map(|s| &s.groups).filter(|g| g.role == "primary") {
                 for p in g.pairs.iter().filter(|p| p.state == "SMPL" && p.direction != "in") {
-                    let req = Request::PairCreate { group: GROUP.into(), pair: p.name.clone(), no_copy: false };
+                    let req = Request::PairCreate {
+                        group: GROUP.into(),
+                        pair: p.name.clone(),
+                        no_copy: false,
+                        no_verify: false,
+                    };
                     self.call(site, &req).at(format!("creating pair {}", p.name))?;
                 }
             }
@@ -286,7 +291,9 @@ impl Lab {
         loop {
             let s = f.status().map_err(|e| Error { msg: format!("{}{}", e.msg, f.tail(0)), ..e })?;
             let what = s.groups.iter().find_map(|g| match g.role.as_str() {
-                "primary" if g.mount.is_none() => Some(format!("mounting{}", lab_wait::because(&g.reason))),
+                "primary" if g.mount.is_none() && g.task.is_none() => {
+                    Some(format!("mounting{}", lab_wait::because(&g.reason)))
+                }
                 "starting" => Some(format!("starting{}", lab_wait::because(&g.reason))),
                 _ => None,
             });
@@ -375,7 +382,14 @@ impl Lab {
         }
         notify(&format!("taking over at {site}"))?;
         let at = dir.to_str().map(str::to_owned).ok_or_else(|| Error::config("--at must be UTF-8"))?;
-        let req = Request::Takeover { group: GROUP.into(), force, dry_run: false, at: Some(at) };
+        let req = Request::Takeover {
+            group: GROUP.into(),
+            force,
+            dry_run: false,
+            at: Some(at),
+            handover: false,
+            bare: false,
+        };
         let deadline = Instant::now() + LINK_TIMEOUT + Duration::from_secs(1);
         loop {
             // A primary that was killed this instant is not yet known to be gone: for as long as a link may be silent,

@@ -5,6 +5,7 @@ use crate::node::control::{self, Request};
 use crate::node::status::Status;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -59,6 +60,8 @@ impl NodeFiles {
         let log = open(&self.log_file).at(self.log_file.display())?;
         let from = log.metadata().map_or(0, |m| m.len());
         let mut child = Command::new(&exe)
+            // It may have been called by another name.
+            .arg0("kagami")
             .arg("--config")
             .arg(&self.config)
             .args(["node", "--detached", "--pid-file"])
@@ -167,13 +170,7 @@ impl NodeFiles {
 /// When a process started, in the kernel's ticks; `None` when it ended. A killed process whose threads are still in the
 /// kernel has not ended: it may still hold its region's lock. One that only waits for its parent to notice has.
 fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut fields = rest.split(' ');
+    let seen = crate::os::process::look(pid)?;
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-    if fields.next()? == "Z" && threads <= 1 {
-        return None;
-    }
-    // Field 22 of proc(5); the state is field 3.
-    fields.nth(18)?.parse().ok()
+    (!seen.zombie || threads > 1).then_some(seen.started)
 }

@@ -4,7 +4,9 @@
 //! attributes) → `settle` (tables) → intent cleared. After kill -9 at most the operation in the intent is in doubt, and
 //! [`Region::was_done`] tells from the identities whether its system call had happened; nothing is replayed blindly.
 
+use super::kept::Kept;
 use super::region::Region;
+use super::space;
 use crate::base::{DirId, Error, Name, Result, time::Time};
 use crate::format::op::{Attr, NodeKind, Op, RENAME_EXCHANGE, Target};
 use crate::os::sys::{self, Stat};
@@ -35,6 +37,15 @@ pub struct Before {
     pub what: What,
     /// Link count.
     pub nlink: u64,
+    /// What it costs of the volume's capacity, bytes.
+    pub cost: u64,
+}
+
+impl Before {
+    /// True for a directory.
+    pub fn is_dir(&self) -> bool {
+        matches!(self.what, What::Dir(_))
+    }
 }
 
 /// What `prepare` learned: the objects at the operation's first and second name.
@@ -44,6 +55,20 @@ pub struct Pre {
     pub first: Option<Before>,
     /// At `to`.
     pub second: Option<Before>,
+}
+
+impl Pre {
+    /// Inode numbers of the objects that are gone once the operation is done: their last name goes.
+    pub fn removed(&self, op: &Op) -> impl Iterator<Item = u64> {
+        let gone = match op {
+            Op::Unlink { .. } | Op::Rmdir { .. } => self.first,
+            Op::Rename { flags, .. } if flags & RENAME_EXCHANGE == 0 => {
+                self.second.filter(|b| self.first.is_none_or(|a| a.ino != b.ino))
+            }
+            _ => None,
+        };
+        gone.filter(|b| b.nlink <= 1 || matches!(b.what, What::Dir(_))).map(|b| b.ino).into_iter()
+    }
 }
 
 /// What an executed operation left.
@@ -56,7 +81,7 @@ pub struct Acted {
 }
 
 /// Takes back what was made, for its attributes could not be set (a full disk has no room for an ACL).
-fn undo(r: std::io::Result<()>) {
+fn undo(r: Result<()>) {
     if let Err(e) = r {
         log::error!("taking back what was half made: {e}");
     }
@@ -70,7 +95,7 @@ impl Region {
     /// Learns what the names of an operation refer to now, and refuses what cannot be done, with the errno of the call.
     pub fn prepare(&self, op: &Op) -> Result<Pre> {
         let before = |n: &Name| -> Result<Option<Before>> {
-            Ok(self.look(n)?.map(|(st, what)| Before { ino: st.ino, what, nlink: st.nlink }))
+            Ok(self.look(n)?.map(|(st, what)| Before { ino: st.ino, what, nlink: st.nlink, cost: space::cost(&st) }))
         };
         Ok(match op {
             Op::Create { at, .. } | Op::Mkdir { at, .. } => {
@@ -160,13 +185,13 @@ impl Region {
             Op::Create { at, attr, pmtime, kind } => {
                 let dir = self.dirfd(at.dir)?;
                 let st = sys::statat(&*dir, &at.name)?;
-                self.new_attrs(&dir, &at.name, attr, side, &st, matches!(kind, NodeKind::Symlink(_)))?;
+                self.new_attrs(&dir, &at.name, (attr, Some(kind)), side, &st, false)?;
                 self.parent_time(at.dir, pmtime, side)
             }
             Op::Mkdir { at, attr, pmtime, .. } => {
                 let dir = self.dirfd(at.dir)?;
                 let st = sys::statat(&*dir, &at.name)?;
-                self.new_attrs(&dir, &at.name, attr, side, &st, false)?;
+                self.new_attrs(&dir, &at.name, (attr, None), side, &st, false)?;
                 self.parent_time(at.dir, pmtime, side)
             }
             Op::Unlink { at, pmtime } | Op::Rmdir { at, pmtime, .. } => self.parent_time(at.dir, pmtime, side),
@@ -182,6 +207,9 @@ impl Region {
     /// Brings the tables up to an executed operation and returns its journal record. Safe to repeat.
     pub fn settle(&self, op: &Op, pre: &Pre) -> Result<NsChange> {
         let mut ids = self.ids.write();
+        for ino in pre.removed(op) {
+            ids.set_kept(ino, Kept::default())?;
+        }
         let first = pre.first.map(|b| b.what);
         Ok(match op {
             Op::Create { at, .. } => {
@@ -259,16 +287,16 @@ impl Region {
             NodeKind::Symlink(t) => sys::symlinkat(t, &*dir, &at.name)?,
             NodeKind::Fifo => sys::mknodat(&*dir, &at.name, libc::S_IFIFO | mode, 0)?,
             NodeKind::Socket => sys::mknodat(&*dir, &at.name, libc::S_IFSOCK | mode, 0)?,
-            NodeKind::Char(d) => sys::mknodat(&*dir, &at.name, libc::S_IFCHR | mode, *d)?,
-            NodeKind::Block(d) => sys::mknodat(&*dir, &at.name, libc::S_IFBLK | mode, *d)?,
+            NodeKind::Char(d) => self.make_device(&dir, &at.name, libc::S_IFCHR | mode, *d, side)?,
+            NodeKind::Block(d) => self.make_device(&dir, &at.name, libc::S_IFBLK | mode, *d, side)?,
         }
         let st = match &fd {
             Some(f) => sys::fstat(f)?,
             None => sys::statat(&*dir, &at.name)?,
         };
         let st = self
-            .new_attrs(&dir, &at.name, attr, side, &st, matches!(kind, NodeKind::Symlink(_)))
-            .inspect_err(|_| undo(sys::unlinkat(&*dir, &at.name)))?;
+            .new_attrs(&dir, &at.name, (attr, Some(kind)), side, &st, true)
+            .inspect_err(|_| undo(self.forget_kept(st.ino).and_then(|()| Ok(sys::unlinkat(&*dir, &at.name)?))))?;
         self.parent_time(at.dir, pmtime, side)?;
         Ok(Acted { stat: Some(st), fd })
     }
@@ -278,29 +306,43 @@ impl Region {
         sys::mkdirat(&*dir, &at.name, attr.mode & 0o7777)?;
         let st = sys::statat(&*dir, &at.name)?;
         let st = self
-            .new_attrs(&dir, &at.name, attr, side, &st, false)
-            .inspect_err(|_| undo(sys::rmdirat(&*dir, &at.name)))?;
+            .new_attrs(&dir, &at.name, (attr, None), side, &st, true)
+            .inspect_err(|_| undo(self.forget_kept(st.ino).and_then(|()| Ok(sys::rmdirat(&*dir, &at.name)?))))?;
         self.parent_time(at.dir, pmtime, side)?;
         Ok(Acted { stat: Some(st), fd: None })
     }
 
-    /// Owner, mode, ACLs and time of a new object. At the primary the filesystem's own decisions (setgid directories,
-    /// default ACLs) stand and are read back into `attr`; at a receiver `attr` is set.
+    /// Where devices may not be made, a copy of one is an empty file, and what it stands for is kept.
+    fn make_device(&self, dir: &OwnedFd, name: &[u8], mode: u32, rdev: u64, side: Side) -> Result<()> {
+        match sys::mknodat(dir, name, mode, rdev) {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) && self.limited && side == Side::Receiver => {
+                sys::openat(dir, name, libc::O_RDONLY | libc::O_CREAT | libc::O_EXCL, 0o600)?;
+                Ok(())
+            }
+            r => Ok(r?),
+        }
+    }
+
+    /// Owner, mode, ACLs and time of an object that was made. At the primary the filesystem's own decisions (setgid
+    /// directories, default ACLs) stand and are read back into `attr`; at a receiver `attr` is set. `kind`: of what is
+    /// not a directory. `fresh`: it was made just now, not before the node was killed.
     fn new_attrs(
         &self,
         dir: &OwnedFd,
         name: &[u8],
-        attr: &mut Attr,
+        (attr, kind): (&mut Attr, Option<&NodeKind>),
         side: Side,
         st: &Stat,
-        symlink: bool,
+        fresh: bool,
     ) -> Result<Stat> {
         let chown = st.uid != attr.uid || st.gid != attr.gid;
-        if chown {
-            may_lack_privilege(sys::chownat(dir, name, Some(attr.uid), Some(attr.gid)))?;
-        }
+        let symlink = st.is_symlink();
+        let keeps = self.keeps();
         match side {
             Side::Primary { inherit_acl, .. } => {
+                if chown {
+                    may_lack_privilege(sys::chownat(dir, name, Some(attr.uid), Some(attr.gid)))?;
+                }
                 if chown && !symlink && st.mode & 0o6000 != 0 {
                     sys::chmodat(dir, name, st.perm())?;
                 }
@@ -310,19 +352,33 @@ impl Region {
                         attr.acl_default = sys::getxattr(dir, name, b"system.posix_acl_default").ok();
                     }
                 }
-                let st = if chown { sys::statat(dir, name)? } else { *st };
+                let mut st = if chown { sys::statat(dir, name)? } else { *st };
+                if keeps {
+                    st = if fresh { st } else { self.wanted(st) };
+                    self.fit_new(dir, name, &st)?;
+                }
                 (attr.mode, attr.uid, attr.gid, attr.mtime) = (st.perm(), st.uid, st.gid, st.mtime);
                 Ok(st)
             }
             Side::Receiver => {
-                if !symlink && (st.perm() != attr.mode & 0o7777 || chown) {
-                    sys::chmodat(dir, name, attr.mode & 0o7777)?;
+                if keeps {
+                    self.fit_new(dir, name, &wanted_of(attr, kind, st))?;
+                    if chown {
+                        self.set_attrs(dir, name, None, Some(attr.uid), Some(attr.gid))?;
+                    }
+                } else {
+                    if chown {
+                        sys::chownat(dir, name, Some(attr.uid), Some(attr.gid))?;
+                    }
+                    if !symlink && (st.perm() != attr.mode & 0o7777 || chown) {
+                        sys::chmodat(dir, name, attr.mode & 0o7777)?;
+                    }
                 }
                 for (key, v) in
                     [("system.posix_acl_access", &attr.acl_access), ("system.posix_acl_default", &attr.acl_default)]
                 {
                     if let Some(v) = v {
-                        may_lack_privilege(sys::setxattr(dir, name, key.as_bytes(), v, 0))?;
+                        self.set_xattr(dir, name, key.as_bytes(), v)?;
                     }
                 }
                 sys::utimensat(dir, name, None, Some(attr.mtime))?;
@@ -354,8 +410,19 @@ impl Region {
     }
 }
 
-/// An ordinary user's node cannot set foreign owners or privileged attributes; that alone must not stop the copy.
-pub(super) fn may_lack_privilege(r: std::io::Result<()>) -> Result<()> {
+/// What an object that was made is to be.
+fn wanted_of(attr: &Attr, kind: Option<&NodeKind>, st: &Stat) -> Stat {
+    let (fmt, rdev) = match kind {
+        Some(NodeKind::Char(d)) => (libc::S_IFCHR, *d),
+        Some(NodeKind::Block(d)) => (libc::S_IFBLK, *d),
+        _ => (st.mode & libc::S_IFMT, st.rdev),
+    };
+    let perm = if st.is_symlink() { st.perm() } else { attr.mode & 0o7777 };
+    Stat { mode: fmt | perm, rdev, uid: attr.uid, gid: attr.gid, ..*st }
+}
+
+/// An ordinary user's node cannot give files away; what is made there belongs to its user.
+fn may_lack_privilege(r: std::io::Result<()>) -> Result<()> {
     match r {
         Err(e)
             if sys::ids().0 != 0 && matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EOPNOTSUPP)) =>

@@ -18,6 +18,14 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::File::open(dir).and_then(|d| d.sync_all()).at(&what)
 }
 
+/// Removes a directory with what is in it, if it is there.
+pub fn remove_dir(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::from(e).context(dir.display())),
+        _ => Ok(()),
+    }
+}
+
 /// Writes a state file: header, one encoded record.
 pub fn save<T: bincode::Encode>(path: &Path, magic: &[u8; 8], version: u32, value: &T) -> Result<()> {
     replace(path, &file::whole(magic, version, &codec::encode(value)?))
@@ -31,6 +39,11 @@ pub fn load<T: bincode::Decode<()>>(path: &Path, magic: &[u8; 8], newest: u32) -
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::from(e).context(what)),
     };
-    let (_, body) = file::parse_whole(&bytes, magic, newest, &what)?;
-    codec::decode(body).map(Some).map_err(|e| e.context(what))
+    parse(&bytes, magic, newest, &what).map(Some)
+}
+
+/// The value in the bytes of a state file. `what` is what errors begin with.
+pub fn parse<T: bincode::Decode<()>>(bytes: &[u8], magic: &[u8; 8], newest: u32, what: &str) -> Result<T> {
+    let (_, body) = file::parse_whole(bytes, magic, newest, what)?;
+    codec::decode(body).map_err(|e| e.context(what))
 }

@@ -1,4 +1,5 @@
-//! Directory id → (parent, name), and the names of files with several links; persisted as a log of records.
+//! Directory id → (parent, name), the names of files with several links, and what is kept beside objects; persisted as
+//! a log of records.
 //!
 //! ```text
 //! .kagami/ids:  header "KGMIDS\0\0" v1 | record* , each an encoded IdRec; a torn tail is cut off at open
@@ -6,11 +7,12 @@
 //! A directory's inode number is kept as its identity: a directory that is not the one we know (a disk restored from a
 //! backup, a tree changed from outside) is noticed before anything is written into it.
 
+use super::kept::{Kept, KeptTable};
 use super::room::Room;
 use crate::base::{At, DirId, Error, LinkId, Name, Result};
 use crate::format::{codec, file};
 use bincode::{Decode, Encode};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
@@ -20,12 +22,34 @@ const VERSION: u32 = 1;
 /// The log is rewritten when it holds this many records more than twice the live ones.
 const COMPACT_SLACK: u64 = 4096;
 
-#[derive(Encode, Decode, Clone, Debug)]
-enum IdRec {
+/// A record of the table.
+#[derive(Encode, Decode, Clone, Debug, PartialEq, Eq)]
+pub enum IdRec {
+    /// A directory is here.
     Dir { id: DirId, parent: DirId, name: Vec<u8>, ino: u64 },
+    /// It is gone.
     DirGone { id: DirId },
+    /// A name of a file with several links.
     Link { lid: LinkId, at: Name },
+    /// It is gone.
     LinkGone { at: Name },
+    /// What is kept beside an object.
+    Kept { ino: u64, kept: Kept },
+    /// Nothing any more.
+    KeptGone { ino: u64 },
+}
+
+impl IdRec {
+    /// Decodes a record; its names can be such (G10).
+    pub fn parse(body: &[u8]) -> Result<IdRec> {
+        let r: IdRec = codec::decode(body)?;
+        let ok = match &r {
+            IdRec::Dir { parent, name, .. } => Name::new(*parent, name.clone()).is_valid(),
+            IdRec::Link { at, .. } | IdRec::LinkGone { at } => at.is_valid(),
+            _ => true,
+        };
+        if ok { Ok(r) } else { Err(Error::corrupt("table of ids: a name that is not one path component")) }
+    }
 }
 
 /// Where a directory is.
@@ -45,9 +69,12 @@ pub struct IdTable {
     by_ino: HashMap<u64, DirId>,
     links: HashMap<LinkId, Vec<Name>>,
     link_of: HashMap<Name, LinkId>,
+    kept: KeptTable,
     file: File,
     path: PathBuf,
     records: u64,
+    /// Not rewritten before it has this many records.
+    compact_at: u64,
     dirty: bool,
     bytes: u64,
     room: Room,
@@ -65,9 +92,11 @@ impl IdTable {
             by_ino: HashMap::new(),
             links: HashMap::new(),
             link_of: HashMap::new(),
+            kept: KeptTable::default(),
             file: file.try_clone().at(&what)?,
             path: path.to_owned(),
             records: 0,
+            compact_at: 0,
             dirty: false,
             bytes: file::HEADER_BYTES as u64,
             room: Room::default(),
@@ -82,7 +111,7 @@ impl IdTable {
         file::check_header(&bytes, MAGIC, VERSION, &what)?;
         let mut recs = file::Records::new(&bytes[file::HEADER_BYTES..]);
         for body in recs.by_ref() {
-            t.replay(codec::decode(body).at(&what)?);
+            t.replay(IdRec::parse(body).at(&what)?);
             t.records += 1;
         }
         let end = (file::HEADER_BYTES + recs.good) as u64;
@@ -93,8 +122,7 @@ impl IdTable {
         file.set_len(end).at(&what)?;
         t.file.seek(std::io::SeekFrom::Start(end)).at(&what)?;
         t.bytes = end;
-        let live = (t.dirs.len() + t.link_of.len()) as u64;
-        if t.records > 2 * live + COMPACT_SLACK {
+        if t.is_slack() {
             t.compact()?;
         }
         Ok(t)
@@ -106,7 +134,17 @@ impl IdTable {
             IdRec::DirGone { id } => self.del_dir(id),
             IdRec::Link { lid, at } => self.set_link(lid, at),
             IdRec::LinkGone { at } => self.del_link(&at),
+            IdRec::Kept { ino, kept } => self.kept.set(ino, kept),
+            IdRec::KeptGone { ino } => self.kept.remove(ino),
         }
+    }
+
+    fn live(&self) -> u64 {
+        (self.dirs.len() + self.link_of.len() + self.kept.len()) as u64
+    }
+
+    fn is_slack(&self) -> bool {
+        self.records > 2 * self.live() + COMPACT_SLACK
     }
 
     fn set_dir(&mut self, id: DirId, parent: DirId, name: &[u8], ino: u64) {
@@ -148,15 +186,26 @@ impl IdTable {
         }
     }
 
-    /// Makes sure that this many bytes of records can be written when the disk is full.
+    /// Before an operation: makes sure that this many bytes of records can be written when the disk is full. Where every
+    /// new object has a record the log grows fast, so it is rewritten here too.
     pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        if self.records >= self.compact_at && self.is_slack() {
+            if let Err(e) = self.compact() {
+                log::warn!("{}: not rewritten: {e}", self.path.display());
+            }
+            self.compact_at = self.records + COMPACT_SLACK;
+        }
+        self.ensure(bytes)
+    }
+
+    fn ensure(&mut self, bytes: u64) -> Result<()> {
         self.room.ensure(&self.file, self.bytes, bytes).at("ids")
     }
 
     fn append(&mut self, r: &IdRec) -> Result<()> {
         let mut out = Vec::with_capacity(96);
         file::put_record(&mut out, &codec::encode(r)?);
-        self.reserve(out.len() as u64)?;
+        self.ensure(out.len() as u64)?;
         if let Err(e) = self.file.write_all(&out) {
             // Half a record would hide all that follow.
             self.file.set_len(self.bytes).at("ids")?;
@@ -167,6 +216,11 @@ impl IdTable {
         self.records += 1;
         self.dirty = true;
         Ok(())
+    }
+
+    /// Bytes of header and records.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The directory's place, if it exists. The root and the internal directories have none.
@@ -229,6 +283,23 @@ impl IdTable {
         Ok(())
     }
 
+    /// What is kept beside objects.
+    pub fn kept(&self) -> &KeptTable {
+        &self.kept
+    }
+
+    /// Records what is kept beside an object; nothing, when it is empty.
+    pub fn set_kept(&mut self, ino: u64, kept: Kept) -> Result<()> {
+        if !kept.is_empty() {
+            self.append(&IdRec::Kept { ino, kept: kept.clone() })?;
+            self.kept.set(ino, kept);
+        } else if self.kept.get(ino).is_some() {
+            self.append(&IdRec::KeptGone { ino })?;
+            self.kept.remove(ino);
+        }
+        Ok(())
+    }
+
     /// An unused directory id.
     pub fn fresh_dir_id(&self) -> DirId {
         loop {
@@ -249,9 +320,60 @@ impl IdTable {
         }
     }
 
+    /// Gives directories other ids (theirs, new) and names other link ids, all or none, also after kill -9. The names are in
+    /// directories by their new ids. What is not mentioned keeps its id, or gets a fresh one where that is needed now.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`](crate::base::Kind): a directory that is not there, or an id that cannot be given.
+    pub fn readdress(&mut self, dirs: &[(DirId, DirId)], links: &[(Name, LinkId)]) -> Result<()> {
+        let mut to: HashMap<DirId, DirId> = dirs.iter().copied().collect();
+        let taken: HashSet<DirId> = dirs.iter().map(|(_, new)| *new).collect();
+        let ok = |(old, new): &(DirId, DirId)| self.dirs.contains_key(old) && new.0 >= DirId::FIRST_FREE;
+        if !dirs.iter().all(ok) || to.len() != dirs.len() || taken.len() != dirs.len() {
+            return Err(Error::corrupt("ids that cannot be given"));
+        }
+        for id in self.dirs.keys().filter(|id| taken.contains(id)) {
+            to.entry(*id).or_insert_with(|| self.fresh_dir_id());
+        }
+        let at = |d: DirId| to.get(&d).copied().unwrap_or(d);
+        let new_dirs: HashMap<DirId, DirRec> =
+            self.dirs.iter().map(|(id, r)| (at(*id), DirRec { parent: at(r.parent), ..r.clone() })).collect();
+        let given: HashSet<LinkId> = links.iter().map(|(_, l)| *l).collect();
+        let named: HashMap<&Name, LinkId> = links.iter().map(|(n, l)| (n, *l)).collect();
+        let mut moved: HashMap<LinkId, LinkId> = HashMap::new();
+        let mut link_of: HashMap<Name, LinkId> = HashMap::new();
+        for (n, lid) in &self.link_of {
+            let n = Name::new(at(n.dir), n.name.clone());
+            let lid = match named.get(&n) {
+                Some(l) => *l,
+                None if given.contains(lid) => *moved.entry(*lid).or_insert_with(|| self.fresh_link_id()),
+                None => *lid,
+            };
+            link_of.insert(n, lid);
+        }
+        link_of.extend(links.iter().cloned());
+        let mut new_links: HashMap<LinkId, Vec<Name>> = HashMap::new();
+        for (n, l) in &link_of {
+            new_links.entry(*l).or_default().push(n.clone());
+        }
+        let by_ino = new_dirs.iter().map(|(id, r)| (r.ino, *id)).collect();
+        let old = (
+            std::mem::replace(&mut self.dirs, new_dirs),
+            std::mem::replace(&mut self.by_ino, by_ino),
+            std::mem::replace(&mut self.links, new_links),
+            std::mem::replace(&mut self.link_of, link_of),
+        );
+        self.compact().inspect_err(|_| (self.dirs, self.by_ino, self.links, self.link_of) = old)
+    }
+
     /// Every directory with its place.
     pub fn dirs(&self) -> impl Iterator<Item = (DirId, &DirRec)> {
         self.dirs.iter().map(|(k, v)| (*k, v))
+    }
+
+    /// Every name of a file with several links.
+    pub fn linked_names(&self) -> impl Iterator<Item = &Name> {
+        self.link_of.keys()
     }
 
     /// Makes the table durable (fdatasync), if anything was added since the last time.
@@ -276,13 +398,34 @@ impl IdTable {
         for (at, lid) in &self.link_of {
             file::put_record(&mut out, &codec::encode(&IdRec::Link { lid: *lid, at: at.clone() })?);
         }
+        for (ino, kept) in self.kept.iter() {
+            file::put_record(&mut out, &codec::encode(&IdRec::Kept { ino, kept: kept.clone() })?);
+        }
         super::files::replace(&self.path, &out)?;
         self.file = std::fs::OpenOptions::new().read(true).append(true).open(&self.path).at("ids")?;
         self.bytes = out.len() as u64;
         self.room = Room::default();
-        self.records = (self.dirs.len() + self.link_of.len()) as u64;
+        self.records = self.live();
         Ok(())
     }
+}
+
+/// The directories that the records after the first `len` bytes of a table are about: made or moved since it had that
+/// length. To be called before the table is opened, which may rewrite it.
+pub fn dirs_after(path: &Path, len: u64) -> Result<Vec<DirId>> {
+    let bytes = match std::fs::read(path) {
+        Ok(b) => b,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::from(e).context(path.display())),
+    };
+    let tail = bytes.get((len as usize).max(file::HEADER_BYTES)..).unwrap_or(&[]);
+    let mut out = Vec::new();
+    for body in file::Records::new(tail) {
+        if let IdRec::Dir { id, .. } = IdRec::parse(body).at(path.display())? {
+            out.push(id);
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -322,5 +465,62 @@ mod tests {
         let t = IdTable::open(&p).unwrap();
         assert_eq!(t.len(), 4);
         assert_eq!(t.link_of(&n("l2")), Some(LinkId(5)));
+    }
+
+    #[test]
+    fn ids_of_another_replica_are_taken_over_whole_or_not_at_all() {
+        let d = tempfile::tempdir().unwrap();
+        let p = d.path().join("ids");
+        let n = |d: u64, s: &str| Name::new(DirId(d), s);
+        let mut t = IdTable::open(&p).unwrap();
+        t.put_dir(DirId(100), DirId::ROOT, b"a", 7).unwrap();
+        t.put_dir(DirId(101), DirId(100), b"b", 8).unwrap();
+        t.put_dir(DirId(102), DirId::ROOT, b"own", 9).unwrap();
+        for name in [n(100, "l1"), n(101, "l2")] {
+            t.put_link(LinkId(5), &name).unwrap();
+        }
+        t.put_link(LinkId(6), &n(102, "x")).unwrap();
+        // 102 is needed for another one, and so is link id 6.
+        t.readdress(
+            &[(DirId(100), DirId(102)), (DirId(101), DirId(201))],
+            &[(n(102, "l1"), LinkId(6)), (n(201, "l2"), LinkId(6))],
+        )
+        .unwrap();
+        drop(t);
+        let mut t = IdTable::open(&p).unwrap();
+        assert_eq!((t.by_ino(7), t.by_ino(8), t.len()), (Some(DirId(102)), Some(DirId(201)), 3));
+        assert_eq!(t.dir(DirId(201)).unwrap().parent, DirId(102));
+        let own = t.by_ino(9).unwrap();
+        assert!(own != DirId(102) && &*t.dir(own).unwrap().name == b"own");
+        let mut names = t.names_of(LinkId(6)).to_vec();
+        names.sort();
+        assert_eq!(names, [n(102, "l1"), n(201, "l2")]);
+        assert!(t.link_of(&Name::new(own, "x")).is_some_and(|l| l != LinkId(6)));
+        for wrong in
+            [vec![(DirId(9999), DirId(300))], vec![(DirId(201), DirId(1))], vec![(own, DirId(5)), (own, DirId(6))]]
+        {
+            assert!(t.readdress(&wrong, &[]).is_err(), "{wrong:?}");
+        }
+        assert_eq!((t.by_ino(7), t.len()), (Some(DirId(102)), 3));
+    }
+
+    #[test]
+    fn a_log_that_grew_is_rewritten_while_it_is_in_use() {
+        let d = tempfile::tempdir().unwrap();
+        let p = d.path().join("ids");
+        let kept = |uid| Kept { uid: Some(uid), ..Kept::default() };
+        let mut t = IdTable::open(&p).unwrap();
+        t.set_kept(1, kept(7)).unwrap();
+        for _ in 0..COMPACT_SLACK {
+            t.reserve(100).unwrap();
+            t.set_kept(2, kept(8)).unwrap();
+            t.set_kept(2, Kept::default()).unwrap();
+        }
+        assert!(t.records < COMPACT_SLACK + 10 && t.bytes < 300_000, "{} records, {} bytes", t.records, t.bytes);
+        t.set_kept(3, kept(9)).unwrap();
+        drop(t);
+        let t = IdTable::open(&p).unwrap();
+        let uid = |ino| t.kept().get(ino).and_then(|k| k.uid);
+        assert_eq!((t.kept().len(), uid(1), uid(2), uid(3)), (2, Some(7), None, Some(9)));
     }
 }

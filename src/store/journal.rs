@@ -5,15 +5,21 @@
 //! ```
 //! Names are recorded one by one; marks of content once per file, granule and interval (the hot path is a lookup).
 //! Records are written with write(2): they survive a killed process at once, and are flushed before or with every fsync.
+//!
+//! A mark says "at some time in this interval", so who is behind from the middle of an interval would have to look at all
+//! of it. The last records are therefore kept in memory, the spared marks as well: when a peer is lost,
+//! [`Journal::split`] begins an interval at the very position that the peer has, and repeats what came after it there.
 
 use super::room::Room;
+use crate::base::planted::{Bug, planted};
 use crate::base::{At, Error, Name, Result, Seq, VolId, limits};
 use crate::format::op::Target;
 use crate::format::{codec, file};
 use crate::pair::change::{Change, NsChange, Rec, What};
 use crate::pair::ranges::Ranges;
 use bincode::{Decode, Encode};
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,15 +31,30 @@ const VERSION: u32 = 1;
 const RESERVE_BYTES: u64 = 64 << 10;
 /// Intervals get longer when there are many, so that a long outage does not make a file every ten seconds.
 const INTERVALS_SOFT: usize = 64;
+/// Records kept in memory for [`Journal::split`].
+const TAIL_RECORDS: usize = 2048;
 
-#[derive(Encode, Decode, Clone, Copy, Debug)]
-struct IntervalHead {
-    number: u64,
+/// The first record of an interval's file.
+#[derive(Encode, Decode, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IntervalHead {
+    /// Counts up from 1.
+    pub number: u64,
     /// Records here are of entries after this one.
-    after: Seq,
-    /// The records are of a resync that took this replica from the first position to the second at once: between the
+    pub after: Seq,
+    /// How it began.
+    pub kind: Kind,
+}
+
+/// What an interval begins with.
+#[derive(Encode, Decode, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// What came next.
+    Plain,
+    /// Its records are of a resync that took this replica from the first position to the second at once: between the
     /// two there is no point at which they could be cut.
-    jump: Option<(Seq, Seq)>,
+    Jump(Seq, Seq),
+    /// So many records that earlier intervals have as well, if only by a mark that spared them.
+    Repeats(u64),
 }
 
 struct Interval {
@@ -53,13 +74,21 @@ pub struct Journal {
     dir: PathBuf,
     intervals: Vec<Interval>,
     file: File,
+    /// Intervals that were closed and not yet flushed.
+    closed: Vec<File>,
     marked: HashMap<(VolId, Target), Marked>,
     opened: Instant,
     dirty: bool,
+    /// The name of the present interval is not durable yet.
+    new_name: bool,
     /// The present interval holds records.
     used: bool,
     limit_bytes: u64,
     last_ns: Seq,
+    last_rec: Seq,
+    /// The last records, those after `tail_after`, the spared ones as well.
+    tail: VecDeque<Rec>,
+    tail_after: Seq,
     room: Room,
 }
 
@@ -68,7 +97,7 @@ impl Journal {
     pub fn open(dir: &Path, last: Seq, limit_bytes: u64) -> Result<Journal> {
         std::fs::create_dir_all(dir).at(dir.display())?;
         let mut intervals = Vec::new();
-        let mut last_ns = Seq(0);
+        let (mut last_ns, mut last_rec) = (Seq(0), Seq(0));
         for e in std::fs::read_dir(dir).at(dir.display())? {
             let path = e.at(dir.display())?.path();
             if path.extension().is_none_or(|x| x != "kj") {
@@ -78,6 +107,7 @@ impl Journal {
             match parse(&bytes, &path)? {
                 Some((head, recs)) => {
                     for r in &recs {
+                        last_rec = last_rec.max(r.seq);
                         if let Change::Ns(_) = r.change {
                             last_ns = last_ns.max(r.seq);
                         }
@@ -91,20 +121,49 @@ impl Journal {
         }
         intervals.sort_by_key(|i| i.head.number);
         let number = intervals.last().map_or(1, |i| i.head.number + 1);
-        let (iv, file) = begin(dir, IntervalHead { number, after: last, jump: None })?;
+        let (iv, file) = begin(dir, IntervalHead { number, after: last, kind: Kind::Plain }, &[])?;
         intervals.push(iv);
         Ok(Journal {
             dir: dir.to_owned(),
             intervals,
             file,
+            closed: Vec::new(),
             marked: HashMap::new(),
             opened: Instant::now(),
             dirty: true,
+            new_name: true,
             used: false,
             limit_bytes,
             last_ns,
+            last_rec,
+            tail: VecDeque::new(),
+            tail_after: last,
             room: Room::default(),
         })
+    }
+
+    /// The newest interval and its length, bytes.
+    pub fn place(&self) -> (u64, u64) {
+        self.intervals.last().map_or((0, 0), |i| (i.head.number, i.bytes))
+    }
+
+    /// Cuts the journal in `dir`, which is not open, back to a [`Journal::place`] that it had.
+    pub fn cut(dir: &Path, (number, bytes): (u64, u64)) -> Result<()> {
+        for e in std::fs::read_dir(dir).at(dir.display())? {
+            let path = e.at(dir.display())?.path();
+            let n = path.file_stem().and_then(|n| n.to_str()).and_then(|n| u64::from_str_radix(n, 16).ok());
+            match n.filter(|_| path.extension().is_some_and(|x| x == "kj")) {
+                Some(n) if n > number => std::fs::remove_file(&path).at(path.display())?,
+                Some(n) if n == number => {
+                    let f = std::fs::OpenOptions::new().write(true).open(&path).at(path.display())?;
+                    if f.metadata().at(path.display())?.len() > bytes {
+                        f.set_len(bytes).at(path.display())?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The journal knows every change after this position.
@@ -115,6 +174,11 @@ impl Journal {
     /// Position of the newest record of names; tells whether an interrupted operation was recorded.
     pub fn last_ns(&self) -> Seq {
         self.last_ns
+    }
+
+    /// Position of the newest record found when the journal was opened.
+    pub fn last_found(&self) -> Seq {
+        self.last_rec
     }
 
     /// Bytes on disk and number of intervals.
@@ -145,23 +209,48 @@ impl Journal {
         Ok(())
     }
 
+    fn forget_tail(&mut self, upto: Seq) {
+        self.tail.clear();
+        self.tail_after = upto;
+    }
+
+    /// Remembers a record that is in the interval, or spared there.
+    fn keep(&mut self, r: Rec) {
+        // The same again, which is the most frequent by far: as if it were only now.
+        if let (Some(last), Change::Data { at, from, to, .. }) = (self.tail.back_mut(), &r.change)
+            && let Change::Data { at: a, from: f, to: t, .. } = &last.change
+            && (last.vol, a, f) == (r.vol, at, from)
+            && t == to
+        {
+            last.seq = r.seq;
+            return;
+        }
+        if self.tail.len() == TAIL_RECORDS
+            && let Some(first) = self.tail.pop_front()
+        {
+            self.tail_after = self.tail_after.max(first.seq);
+        }
+        self.tail.push_back(r);
+    }
+
+    /// What these names are now needs marks of its own.
+    fn unspare(&mut self, vol: VolId, change: &NsChange) {
+        for n in change.names().into_iter().flatten() {
+            self.marked.remove(&(vol, Target::File(n.clone())));
+        }
+    }
+
     /// Records a change of names.
     pub fn names(&mut self, seq: Seq, vol: VolId, change: NsChange) -> Result<()> {
-        let mut clear = |n: &Name| self.marked.remove(&(vol, Target::File(n.clone())));
-        match &change {
-            NsChange::Create { at }
-            | NsChange::Mkdir { at, .. }
-            | NsChange::Unlink { at, .. }
-            | NsChange::Rmdir { at, .. } => {
-                clear(at);
-            }
-            NsChange::Link { from, to, .. } | NsChange::Rename { from, to, .. } => {
-                clear(from);
-                clear(to);
-            }
-        }
+        self.unspare(vol, &change);
         self.last_ns = self.last_ns.max(seq);
-        self.append(&Rec { seq, vol, change: Change::Ns(change) })
+        let rec = Rec { seq, vol, change: Change::Ns(change) };
+        if planted(Bug::DropNames) && seq.0.is_multiple_of(8) {
+            return Ok(());
+        }
+        self.append(&rec)?;
+        self.keep(rec);
+        Ok(())
     }
 
     /// Marks bytes `from..to` of a file, in granules. `to` = `u64::MAX`: to the end, with the size.
@@ -170,21 +259,24 @@ impl Journal {
         let from = from / g * g;
         let to = if to == u64::MAX { to } else { to.div_ceil(g).saturating_mul(g) };
         let key = (vol, Target::File(at.clone()));
-        if self.marked.get(&key).is_some_and(|m| m.data.covers(from, to)) {
-            return Ok(());
+        let rec = Rec { seq, vol, change: Change::Data { at: at.clone(), what, from, to } };
+        let dropped = planted(Bug::DropMark) && seq.0.is_multiple_of(8);
+        if !dropped && !self.marked.get(&key).is_some_and(|m| m.data.covers(from, to)) {
+            self.append(&rec)?;
+            self.marked.entry(key).or_default().data.insert(from, to);
         }
-        self.append(&Rec { seq, vol, change: Change::Data { at: at.clone(), what, from, to } })?;
-        self.marked.entry(key).or_default().data.insert(from, to);
+        self.keep(rec);
         Ok(())
     }
 
     /// Marks the attributes of an object.
     pub fn attr(&mut self, seq: Seq, vol: VolId, at: &Target, what: What) -> Result<()> {
-        if self.marked.get(&(vol, at.clone())).is_some_and(|m| m.attr) {
-            return Ok(());
+        let rec = Rec { seq, vol, change: Change::Attr { at: at.clone(), what } };
+        if !self.marked.get(&(vol, at.clone())).is_some_and(|m| m.attr) {
+            self.append(&rec)?;
+            self.marked.entry((vol, at.clone())).or_default().attr = true;
         }
-        self.append(&Rec { seq, vol, change: Change::Attr { at: at.clone(), what } })?;
-        self.marked.entry((vol, at.clone())).or_default().attr = true;
+        self.keep(rec);
         Ok(())
     }
 
@@ -198,18 +290,53 @@ impl Journal {
                 || self.opened.elapsed() > limits::JOURNAL_INTERVAL * stretch)
     }
 
+    /// True when a checkpoint may close the present interval, so that what follows is told apart from what was before: not
+    /// for each of a long outage.
+    pub fn may_rotate(&self) -> bool {
+        self.wants_rotation() || (self.used && self.intervals.len() < INTERVALS_SOFT)
+    }
+
     /// Closes the present interval and begins one after `last`. Keeps the journal within its limit by forgetting the
     /// oldest intervals; returns true when that happened (peers older than [`Journal::begins_after`] need a verify).
     pub fn rotate(&mut self, last: Seq) -> Result<bool> {
         if let Some(cur) = self.intervals.last()
             && !self.used
-            && cur.head.jump.is_none()
+            && !matches!(cur.head.kind, Kind::Jump(..))
             && cur.head.after <= last
             && self.marked.is_empty()
         {
             return Ok(false); // nothing recorded since: it may as well go on
         }
-        self.rotate_always(IntervalHead { number: 0, after: last, jump: None })?;
+        self.rotate_always(IntervalHead { number: 0, after: last, kind: Kind::Plain })?;
+        self.within_limit()
+    }
+
+    /// As [`Journal::rotate`], but the new interval begins after `has`, which a peer that was lost has, and holds what
+    /// changed from there on. When that is too long ago, it begins after `last`.
+    pub fn split(&mut self, has: Seq, last: Seq) -> Result<bool> {
+        match self.intervals.last().map(|i| i.head) {
+            Some(IntervalHead { kind: Kind::Jump(..), .. }) => return self.rotate(last),
+            Some(h) if h.after == has => return Ok(false),
+            _ if has >= last || has < self.tail_after => return self.rotate(last),
+            _ => {}
+        }
+        let again: Vec<Rec> = self.tail.iter().filter(|r| r.seq > has).cloned().collect();
+        let head = IntervalHead { number: 0, after: has, kind: Kind::Repeats(again.len() as u64) };
+        self.begin_interval(head, &again)?;
+        for r in again {
+            match r.change {
+                Change::Data { at, from, to, .. } => {
+                    self.marked.entry((r.vol, Target::File(at))).or_default().data.insert(from, to);
+                }
+                Change::Attr { at, .. } => self.marked.entry((r.vol, at)).or_default().attr = true,
+                Change::Ns(c) => self.unspare(r.vol, &c),
+            }
+        }
+        self.within_limit()
+    }
+
+    /// Forgets the oldest intervals when there is too much; true when that happened.
+    fn within_limit(&mut self) -> Result<bool> {
         let mut forgot = false;
         while self.intervals.len() > 2 && self.size().0 > self.limit_bytes {
             self.drop_first()?;
@@ -231,6 +358,19 @@ impl Journal {
         Ok(())
     }
 
+    /// The files of the intervals that may hold something after `since`, of those that are there: for [`changed`].
+    pub fn files_since(&self, since: Seq) -> Vec<PathBuf> {
+        self.intervals.iter().skip(self.first_since(since)).map(|i| i.path.clone()).collect()
+    }
+
+    /// The first interval that may hold something after `since`.
+    fn first_since(&self, since: Seq) -> usize {
+        // Of intervals that begin at one position the first: a mark is made before its entry has a number, so one that
+        // a crash left without an entry lies before the interval that the next start began at the same position.
+        let last = self.intervals.iter().rev().find(|i| i.head.after <= since).map_or(since, |i| i.head.after);
+        self.intervals.iter().position(|i| i.head.after == last).unwrap_or(0)
+    }
+
     /// The records of all intervals that may hold something after `since`, in order. Error when the journal begins later.
     pub fn since(&self, since: Seq) -> Result<Vec<Rec>> {
         if self.begins_after() > since {
@@ -240,16 +380,18 @@ impl Journal {
                 since.0
             )));
         }
-        // Of intervals that begin at one position the first: a mark is made before its entry has a number, so one that
-        // a crash left without an entry lies before the interval that the next start began at the same position.
-        let last = self.intervals.iter().rev().find(|i| i.head.after <= since).map_or(since, |i| i.head.after);
-        let first = self.intervals.iter().position(|i| i.head.after == last).unwrap_or(0);
         let mut out: Vec<Rec> = Vec::new();
         let mut last_names: Option<usize> = None;
-        for i in &self.intervals[first..] {
+        let first = self.first_since(since);
+        for (n, i) in self.intervals.iter().enumerate().skip(first) {
             let bytes = std::fs::read(&i.path).at(i.path.display())?;
-            let Some((_, recs)) = parse(&bytes, &i.path)? else { continue };
-            for r in recs {
+            let Some((head, recs)) = parse(&bytes, &i.path)? else { continue };
+            // What it repeats is there already, and its marks name files as they were called then.
+            let again = match head.kind {
+                Kind::Repeats(count) if n > first => count as usize,
+                _ => 0,
+            };
+            for r in recs.into_iter().skip(again) {
                 if let Change::Ns(_) = r.change {
                     // Killed between record and progress, an operation is recorded again at recovery.
                     if last_names.and_then(|i| out.get(i)) == Some(&r) {
@@ -265,17 +407,23 @@ impl Journal {
 
     /// Begins the interval of a resync from `from` to `to`. The next [`Journal::rotate`] ends it.
     pub fn begin_jump(&mut self, from: Seq, to: Seq) -> Result<()> {
-        self.rotate_always(IntervalHead { number: 0, after: from, jump: Some((from, to)) })
+        self.forget_tail(to);
+        self.rotate_always(IntervalHead { number: 0, after: from, kind: Kind::Jump(from, to) })
     }
 
     /// The position to plan from for a replica at `p`: earlier than `p` when this replica jumped over it.
     pub fn plan_from(&self, p: Seq) -> Seq {
-        self.intervals.iter().filter_map(|i| i.head.jump).find(|(a, b)| *a < p && p < *b).map_or(p, |(a, _)| a)
+        let over = |i: &Interval| match i.head.kind {
+            Kind::Jump(a, b) if a < p && p < b => Some(a),
+            _ => None,
+        };
+        self.intervals.iter().find_map(over).unwrap_or(p)
     }
 
     /// Forgets everything and begins anew after `last` (after a first copy).
     pub fn reset(&mut self, last: Seq) -> Result<()> {
-        self.rotate_always(IntervalHead { number: 0, after: last, jump: None })?;
+        self.forget_tail(last);
+        self.rotate_always(IntervalHead { number: 0, after: last, kind: Kind::Plain })?;
         self.last_ns = Seq(0);
         while self.intervals.len() > 1 {
             self.drop_first()?;
@@ -283,10 +431,14 @@ impl Journal {
         Ok(())
     }
 
-    fn rotate_always(&mut self, mut head: IntervalHead) -> Result<()> {
+    fn rotate_always(&mut self, head: IntervalHead) -> Result<()> {
+        self.begin_interval(head, &[])
+    }
+
+    fn begin_interval(&mut self, mut head: IntervalHead, again: &[Rec]) -> Result<()> {
         head.number = self.intervals.last().map_or(1, |i| i.head.number + 1);
         let mut room = Room::default();
-        let begun = begin(&self.dir, head).and_then(|(iv, file)| {
+        let begun = begin(&self.dir, head, again).and_then(|(iv, file)| {
             room.ensure(&file, iv.bytes, RESERVE_BYTES).at("journal")?;
             Ok((iv, file))
         });
@@ -299,27 +451,71 @@ impl Journal {
                 return Err(e);
             }
         };
-        if std::mem::take(&mut self.dirty) {
-            self.file.sync_data().at("journal")?;
-        }
         if let Some(i) = self.intervals.last() {
             // Gives back what was reserved.
             self.file.set_len(i.bytes).at("journal")?;
         }
         self.intervals.push(iv);
-        self.file = file;
+        let closed = std::mem::replace(&mut self.file, file);
+        if std::mem::take(&mut self.dirty) {
+            self.closed.push(closed);
+        }
         self.room = room;
         self.dirty = true;
-        self.used = false;
+        self.new_name = true;
+        self.used = !again.is_empty();
         self.marked.clear();
         self.opened = Instant::now();
         Ok(())
     }
 
-    /// A handle to flush outside of the lock, if anything was written since the last flush.
-    pub fn take_dirty(&mut self) -> Result<Option<File>> {
-        if std::mem::take(&mut self.dirty) { Ok(Some(self.file.try_clone().at("journal")?)) } else { Ok(None) }
+    /// Handles to flush outside of the lock: the interval, if anything was written since the last flush, and the directory
+    /// that has its name.
+    pub fn take_dirty(&mut self) -> Result<Vec<File>> {
+        let mut out = std::mem::take(&mut self.closed);
+        if std::mem::take(&mut self.dirty) {
+            out.push(self.file.try_clone().at("journal")?);
+        }
+        if std::mem::take(&mut self.new_name) {
+            out.push(File::open(&self.dir).at("journal")?);
+        }
+        Ok(out)
     }
+}
+
+/// What a resync would have to look at, by the marks of the journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Changed {
+    /// Names and objects that changed, count.
+    pub files: u64,
+    /// Content that was marked, in granules of 64 KiB, bytes; a mark to the end of a file counts as one.
+    pub bytes: u64,
+}
+
+/// Counts what is marked after `since` in these files, of those that are still there: without the journal's lock, beside
+/// whoever writes it.
+pub fn changed(files: &[PathBuf], since: Seq) -> Changed {
+    let mut marks: HashMap<(VolId, Target), Ranges> = HashMap::new();
+    for path in files {
+        // Given up meanwhile, or damaged: the resync itself will say so.
+        let Some(bytes) = std::fs::read(path).ok() else { continue };
+        let Ok(Some((_, recs))) = parse(&bytes, path) else { continue };
+        for r in recs.into_iter().filter(|r| r.seq > since) {
+            match r.change {
+                Change::Data { at, from, to, .. } => {
+                    let to = if to == u64::MAX { from + limits::MARK_GRANULE_BYTES } else { to };
+                    marks.entry((r.vol, Target::File(at))).or_default().insert(from, to);
+                }
+                Change::Attr { at, .. } => drop(marks.entry((r.vol, at)).or_default()),
+                Change::Ns(c) => {
+                    for n in c.names().into_iter().flatten() {
+                        marks.entry((r.vol, Target::File(n.clone()))).or_default();
+                    }
+                }
+            }
+        }
+    }
+    Changed { files: marks.len() as u64, bytes: marks.values().map(|m| m.bytes(u64::MAX)).sum() }
 }
 
 /// Gives back what a killed node had reserved: on a full disk the next start needs it.
@@ -334,100 +530,44 @@ fn interval_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:016x}.kj"))
 }
 
-fn begin(dir: &Path, head: IntervalHead) -> Result<(Interval, File)> {
+fn begin(dir: &Path, head: IntervalHead, again: &[Rec]) -> Result<(Interval, File)> {
     let path = interval_path(dir, head.number);
     let mut out = file::header(MAGIC, VERSION).to_vec();
     file::put_record(&mut out, &codec::encode(&head)?);
+    for r in again {
+        file::put_record(&mut out, &codec::encode(r)?);
+    }
     let mut f = std::fs::OpenOptions::new().append(true).create(true).truncate(false).open(&path).at(path.display())?;
     f.write_all(&out).at(path.display())?;
     Ok((Interval { head, path, bytes: out.len() as u64 }, f))
 }
 
-/// Head and records of an interval file; `None` when not even the head is whole. A torn tail ends the list.
 fn parse(bytes: &[u8], path: &Path) -> Result<Option<(IntervalHead, Vec<Rec>)>> {
-    let what = path.display().to_string();
-    if bytes.len() < file::HEADER_BYTES {
+    parse_interval(bytes, &path.display().to_string())
+}
+
+/// Head and records of an interval file; `None` when not even the head is whole, and what is to be repeated after it. A
+/// torn tail ends the list.
+pub fn parse_interval(bytes: &[u8], what: &str) -> Result<Option<(IntervalHead, Vec<Rec>)>> {
+    // A power cut leaves a file that has a length and no content yet.
+    if bytes.len() < file::HEADER_BYTES || file::is_blank(bytes) {
         return Ok(None);
     }
-    file::check_header(bytes, MAGIC, VERSION, &what)?;
+    file::check_header(bytes, MAGIC, VERSION, what)?;
     let mut recs = file::Records::new(&bytes[file::HEADER_BYTES..]);
     let Some(h) = recs.next() else { return Ok(None) };
-    let head = codec::decode(h).map_err(|e| e.context(&what))?;
+    let head: IntervalHead = codec::decode(h).map_err(|e| e.context(what))?;
     let mut out = Vec::new();
     for r in recs.by_ref() {
-        out.push(codec::decode(r).map_err(|e| e.context(&what))?);
+        out.push(Rec::parse(r).map_err(|e| e.context(what))?);
     }
     if recs.torn {
         log::warn!("{what}: torn tail after {} bytes ignored", recs.good);
     }
-    Ok(Some((head, out)))
+    let whole = !matches!(head.kind, Kind::Repeats(count) if (out.len() as u64) < count);
+    Ok(whole.then_some((head, out)))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::DirId;
-
-    fn n(s: &str) -> Name {
-        Name::new(DirId::ROOT, s)
-    }
-
-    #[test]
-    fn marks_once_per_interval_and_again_after_the_name_changed_hands() {
-        let d = tempfile::tempdir().unwrap();
-        let mut j = Journal::open(d.path(), Seq(0), 1 << 30).unwrap();
-        let v = VolId(0);
-        for s in 1..100 {
-            j.data(Seq(s), v, &n("a"), What::File, 10, 20).unwrap();
-        }
-        assert_eq!(j.since(Seq(0)).unwrap().len(), 1);
-        j.names(Seq(100), v, NsChange::Unlink { at: n("a"), what: What::File }).unwrap();
-        j.names(Seq(101), v, NsChange::Create { at: n("a") }).unwrap();
-        j.data(Seq(102), v, &n("a"), What::File, 10, 20).unwrap();
-        assert_eq!(j.since(Seq(0)).unwrap().len(), 4);
-        j.rotate(Seq(102)).unwrap();
-        j.data(Seq(103), v, &n("a"), What::File, 10, 20).unwrap();
-        assert_eq!(j.since(Seq(102)).unwrap().len(), 1);
-        assert_eq!(j.since(Seq(101)).unwrap().len(), 5);
-        drop(j);
-        let mut j = Journal::open(d.path(), Seq(103), 1 << 30).unwrap();
-        assert_eq!(j.since(Seq(0)).unwrap().len(), 5);
-        assert_eq!(j.last_ns(), Seq(101));
-        j.trim(Seq(102)).unwrap();
-        assert_eq!(j.begins_after(), Seq(102));
-        assert!(j.since(Seq(101)).is_err());
-    }
-
-    #[test]
-    fn a_mark_that_a_crash_left_without_an_entry_is_found_from_the_last_position() {
-        let d = tempfile::tempdir().unwrap();
-        let mut j = Journal::open(d.path(), Seq(0), 1 << 30).unwrap();
-        j.names(Seq(5), VolId(0), NsChange::Create { at: n("a") }).unwrap();
-        j.rotate(Seq(5)).unwrap();
-        // Entry 6 was to follow.
-        j.data(Seq(6), VolId(0), &n("a"), What::File, 0, 10).unwrap();
-        drop(j);
-        let mut j = Journal::open(d.path(), Seq(5), 1 << 30).unwrap();
-        assert_eq!(j.since(Seq(5)).unwrap().len(), 1);
-        // In the middle of an interval it is found from the position before.
-        j.names(Seq(6), VolId(0), NsChange::Create { at: n("b") }).unwrap();
-        j.data(Seq(7), VolId(0), &n("b"), What::File, 0, 10).unwrap();
-        drop(j);
-        let j = Journal::open(d.path(), Seq(6), 1 << 30).unwrap();
-        assert_eq!((j.since(Seq(6)).unwrap().len(), j.since(Seq(5)).unwrap().len()), (0, 3));
-    }
-
-    #[test]
-    fn torn_tail_loses_only_the_torn_record() {
-        let d = tempfile::tempdir().unwrap();
-        let mut j = Journal::open(d.path(), Seq(0), 1 << 30).unwrap();
-        j.attr(Seq(1), VolId(0), &Target::File(n("a")), What::File).unwrap();
-        j.attr(Seq(2), VolId(0), &Target::File(n("b")), What::File).unwrap();
-        let p = j.intervals[0].path.clone();
-        drop(j);
-        let b = std::fs::read(&p).unwrap();
-        std::fs::write(&p, &b[..b.len() - 1]).unwrap();
-        let j = Journal::open(d.path(), Seq(2), 1 << 30).unwrap();
-        assert_eq!(j.since(Seq(0)).unwrap().len(), 1);
-    }
-}
+#[path = "journal_tests.rs"]
+mod tests;

@@ -6,24 +6,28 @@
 //!   24 boot id (16 bytes)    40 last_seq u64      48 settled u64
 //!   56 applied_lsn u64       64 applied_seq u64   72 intent (len u32 | crc u32 as one u64; 0 = none)
 //!   80 txn_from u64         88 txn_to u64 (0 = not inside a staged resync)
-//!  512 check of each of the numbers at 40 to 88     1024 the numbers again     1536 their checks
+//!  296 check of each of the numbers at 40 to 88     1024 the numbers again     1280 their checks
 //! 4096 intent body: an encoded [`Intent`]
 //! ```
 //! A number and its check are stored at both places, one after the other: kill -9 leaves at least one of them whole, and
-//! a flipped bit is healed, or noticed when both are hit.
-//! After a power cut the page may be older than the tree: the boot id tells, and the replica is then `suspect`.
+//! a flipped bit is healed, or noticed when both are hit. A number is in one sector with its check: a disk writes that as a
+//! whole, so a power cut in the middle of the page leaves both places whole, if not of the same time. (Version 1 had the
+//! checks at 512 and 1536, where that was not so; it is read, and written anew.)
+//! After a power cut the page may be older or newer than the tree: the boot id tells. See [`super::power`].
 
 use super::exec::Pre;
 use crate::base::{At, Error, Result, Seq, VolId};
 use crate::format::codec;
 use crate::format::op::Op;
-use crate::os::map::Page;
+use crate::os::map::{Page, Watched};
 use crate::os::sys;
 use bincode::{Decode, Encode};
 use std::path::Path;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"KGMLIVE\0");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
+/// Had the checks in other sectors.
+const VERSION_SPLIT: u64 = 1;
 const BYTES: usize = 256 << 10;
 const BODY: usize = 4096;
 const O_MAGIC: usize = 0;
@@ -40,7 +44,9 @@ const O_TXN_TO: usize = 88;
 /// The numbers that are checked.
 const NUMBERS: [usize; 7] = [O_LAST, O_SETTLED, O_APPLIED_LSN, O_APPLIED_SEQ, O_INTENT, O_TXN_FROM, O_TXN_TO];
 /// From a number to its check.
-const CHECK: usize = 512;
+const CHECK: usize = 256;
+/// The same in a page of version 1.
+const CHECK_SPLIT: usize = 512;
 /// From a number to its copy.
 const SECOND: usize = 1024;
 
@@ -68,6 +74,20 @@ pub enum Left {
     Killed,
     /// The machine went down: what was not synced may be lost.
     PowerLoss,
+}
+
+/// The drive below a page that is open.
+#[derive(Clone, Copy, Debug)]
+pub struct Drive(Watched);
+
+impl Drive {
+    /// See [`Live::kept`].
+    pub fn kept(&self) -> Result<()> {
+        match self.0.lost() {
+            true => Err(Error::os(libc::EROFS).context("the drive takes no more writes")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The mapped page.
@@ -113,7 +133,7 @@ impl Live {
             Left::Clean
         } else if page.load_u64(O_MAGIC) != MAGIC {
             return Err(Error::corrupt(format!("{what}: not a live page (wrong magic)")));
-        } else if page.load_u64(O_VERSION) != VERSION {
+        } else if !matches!(page.load_u64(O_VERSION), VERSION | VERSION_SPLIT) {
             return Err(Error::corrupt(format!(
                 "{what}: version {}, this program reads {VERSION}",
                 page.load_u64(O_VERSION)
@@ -128,6 +148,7 @@ impl Live {
         let live = Live { page };
         live.heal(&what.to_string())?;
         let mut page = live.page;
+        page.store_u64(O_VERSION, VERSION);
         page.bytes_mut()[O_BOOT..O_BOOT + 16].copy_from_slice(&boot);
         page.store_u64(O_CLEAN, 0);
         file.sync_all().at(&what)?;
@@ -152,10 +173,11 @@ impl Live {
 
     /// Compares the numbers with their checks, and takes the good one of two.
     fn heal(&self, what: &str) -> Result<()> {
+        let check = if self.page.load_u64(O_VERSION) == VERSION_SPLIT { CHECK_SPLIT } else { CHECK };
         for off in NUMBERS {
             let good = [0, SECOND].into_iter().find_map(|base| {
                 let v = self.page.load_u64(base + off);
-                (self.page.load_u64(base + CHECK + off) == check_of(off, v)).then_some(v)
+                (self.page.load_u64(base + check + off) == check_of(off, v)).then_some(v)
             });
             let Some(v) = good else {
                 return Err(Error::corrupt(format!("{what}: the number at {off} and its copy are damaged")));
@@ -163,6 +185,16 @@ impl Live {
             self.set(off, v);
         }
         Ok(())
+    }
+
+    /// Error when the drive below took a store no more: this replica knows nothing for sure any more.
+    pub fn kept(&self) -> Result<()> {
+        self.drive().kept()
+    }
+
+    /// For who asks that without the order.
+    pub fn drive(&self) -> Drive {
+        Drive(self.page.watched())
     }
 
     /// The last sequence number given out (primary) or received and applied.
@@ -254,7 +286,8 @@ fn check_of(off: usize, v: u64) -> u64 {
     1 << 32 | crc32c::crc32c(&b) as u64
 }
 
-fn boot_id() -> [u8; 16] {
+/// The id of this boot of the machine.
+pub(super) fn boot_id() -> [u8; 16] {
     let s = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let hex: Vec<u8> = s.bytes().filter(u8::is_ascii_hexdigit).collect();
     let mut out = [0u8; 16];
@@ -293,6 +326,53 @@ mod tests {
         drop(l);
         let (l, left) = Live::open(&p, true).unwrap();
         assert_eq!((left, l.intent().unwrap()), (Left::Clean, None));
+    }
+
+    #[test]
+    fn a_power_cut_in_the_middle_of_the_page_leaves_every_number() {
+        let d = tempfile::tempdir().unwrap();
+        let p = d.path().join("live");
+        let states: Vec<Vec<u8>> = (1..4)
+            .map(|n| {
+                let (l, _) = Live::open(&p, n == 1).unwrap();
+                l.set_last_seq(Seq(n));
+                l.set_applied(n * 100, Seq(n));
+                std::fs::read(&p).unwrap()
+            })
+            .collect();
+        // Each sector as it was at one of the three times.
+        for mix in 0..81usize {
+            let mut torn = states[0].clone();
+            for (sector, bytes) in torn.chunks_mut(512).take(4).enumerate() {
+                let from = &states[mix / 3usize.pow(sector as u32) % 3];
+                bytes.copy_from_slice(&from[sector * 512..][..bytes.len()]);
+            }
+            std::fs::write(&p, &torn).unwrap();
+            let (l, _) = Live::open(&p, false).unwrap_or_else(|e| panic!("mix {mix}: {e}"));
+            assert!((1..4).contains(&l.last_seq().0) && l.applied_lsn() % 100 == 0, "mix {mix}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_version_1_is_read() {
+        let d = tempfile::tempdir().unwrap();
+        let p = d.path().join("live");
+        {
+            let (l, _) = Live::open(&p, true).unwrap();
+            l.set_last_seq(Seq(9));
+        }
+        let mut old = std::fs::read(&p).unwrap();
+        old[O_VERSION] = 1;
+        for off in NUMBERS.iter().flat_map(|n| [*n, n + SECOND]) {
+            let check: Vec<u8> = old[off + CHECK..][..8].to_vec();
+            old[off + CHECK_SPLIT..][..8].copy_from_slice(&check);
+            old[off + CHECK..][..8].fill(0);
+        }
+        std::fs::write(&p, &old).unwrap();
+        let (l, left) = Live::open(&p, false).unwrap();
+        assert_eq!((l.last_seq(), left), (Seq(9), Left::Killed));
+        drop(l);
+        assert_eq!(Live::open(&p, false).unwrap().0.last_seq(), Seq(9), "read again, as it is now");
     }
 
     #[test]

@@ -6,14 +6,18 @@
 //! ```
 
 use super::exec::Side;
-use super::replica::{Mark, Replica};
-use crate::base::{At, Epoch, Error, Kind, Result, Seq, limits};
+use super::live::Drive;
+use super::loss::{self, LostArea};
+use super::replica::{Mark, Meta, Replica};
+use crate::base::planted::{Bug, planted};
+use crate::base::{At, Epoch, Error, Result, Seq, VolId};
 use crate::format::codec;
 use crate::format::frame::{self, FrameKind, Header};
 use crate::format::msg::CopyState;
 use crate::format::op::{Entry, Op, Target, TxnBegin, TxnCommit};
 use crate::os::sys;
-use parking_lot::{Condvar, Mutex};
+use crate::pair::chain::Chain;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +32,8 @@ struct Txn {
     to: Option<Seq>,
     /// Last entry received inside it.
     cursor: Seq,
+    /// Room that the copies it keeps may take, bytes.
+    kept: u64,
 }
 
 struct Inner {
@@ -35,25 +41,28 @@ struct Inner {
     durable: Seq,
     txns: VecDeque<Txn>,
     fault: Option<Error>,
-    /// Applying waits for space.
+    /// Applying waits for space or descriptors.
     full: Option<Error>,
     stopped: bool,
     closed: bool,
     pending: Vec<Epoch>,
+    /// Config definitions in what is being accepted.
+    heads: Vec<(VolId, Vec<u8>)>,
+    /// The highest volume in what is being accepted.
+    highest: VolId,
     fsync: bool,
     /// The link that may send; earlier ones are refused.
     session: u64,
     /// A resync or first copy was announced and is not committed: what was received before it counts for nothing.
     preparing: bool,
     hold: Option<Hold>,
-}
-
-/// Applying stops at a point, for a comparison.
-#[derive(Clone, Copy, Debug)]
-struct Hold {
-    id: u64,
-    at: Seq,
-    until: Instant,
+    taken: Taken,
+    /// So many wait until everything is applied.
+    draining: usize,
+    /// The thread that applies is not woken for less than the log up to here.
+    lingers_until: u64,
+    /// What was last seen of the tree: see [`Receiver::lately`].
+    shown: (Seq, Seq),
 }
 
 /// What [`Receiver::accept`] took in.
@@ -66,29 +75,50 @@ pub struct Accepted {
 }
 
 mod apply;
+mod beats;
+mod copy;
+mod faults;
+mod hold;
+
+use beats::Beats;
+pub use beats::Taken;
+pub use faults::{is_drive, is_full, is_scarce, missing};
+use hold::Hold;
 
 /// A replica that receives.
 pub struct Receiver {
     /// The replica.
     pub replica: Arc<Replica>,
     inner: Mutex<Inner>,
+    /// For who waits for news.
     changed: Condvar,
+    /// For the thread that applies.
+    work: Condvar,
     applying: Mutex<()>,
+    busy: Mutex<Option<Instant>>,
+    drive: Drive,
+    beats: Beats,
 }
 
 /// Left free beside what a resync needs, for tables and journal, bytes.
 const ROOM_KEPT_BYTES: u64 = 1 << 20;
 /// Log segments beyond which the tree is synced so that they can go, count.
 const SEGMENTS_KEPT: usize = 2;
-/// Applying is held for a comparison no longer than this, whatever the primary says.
-const HOLD_MAX: Duration = Duration::from_secs(60);
-/// Nor while more than this waits to be applied, bytes: far below where the sender would have to be slowed down.
-const HOLD_BYTES_MAX: u64 = 2 * limits::LOG_SEGMENT_BYTES;
 
 impl Receiver {
     /// Over an open replica; reads what the log holds beyond the tree, and forgets a staged resync without its commit.
     pub fn new(replica: Arc<Replica>) -> Result<Receiver> {
         finish_step(&replica)?;
+        let (torn, replaying) = {
+            let m = replica.order();
+            (m.state.torn || m.state.suspect, m.state.replay != 0)
+        };
+        let area = LostArea::of(&replica);
+        area.mend()?;
+        // What the log brings about again goes on with its draft.
+        if !replaying && replica.order().live.txn().is_none() {
+            area.cut_short()?;
+        }
         let (applied_lsn, applied_seq, in_txn) = {
             let m = replica.order();
             (m.live.applied_lsn(), m.live.last_seq().max(m.live.applied_seq()), m.live.txn())
@@ -102,30 +132,85 @@ impl Receiver {
             stopped: false,
             closed: false,
             pending: Vec::new(),
+            heads: Vec::new(),
+            highest: VolId(0),
             fsync: false,
             session: 0,
             preparing: false,
             hold: None,
+            taken: Taken::default(),
+            draining: 0,
+            lingers_until: 0,
+            shown: (Seq(0), Seq(0)),
         };
         if let Some((from, to)) = in_txn {
-            inner.txns.push_back(Txn { lsn: applied_lsn, id: 0, common: from, to: Some(to), cursor: to });
+            inner.txns.push_back(Txn { lsn: applied_lsn, id: 0, common: from, to: Some(to), cursor: to, kept: 0 });
             inner.received = to;
         }
-        let (mut at, mut buf) = (applied_lsn, Vec::new());
-        while let Some(next) = replica.log.read(at, &mut buf)? {
-            let head = frame::check(&buf)?;
-            inner.scan(&buf, &head, at)?;
-            at = next;
+        let scanned = inner.scan_log(&replica, applied_lsn);
+        if torn && !replaying && (scanned.is_err() || !inner.txns.is_empty()) {
+            // The log may have lost what the page knows of, and a resync cannot be rolled forward on a torn tree.
+            log::warn!("group {}: the entry log counts for nothing: it may be older than the tree", replica.group);
+            inner.txns.clear();
+            inner.pending.clear();
+            inner.received = applied_seq;
+            replica.order().live.set_applied(replica.log.end(), applied_seq);
+        } else {
+            scanned?;
+        }
+        if planted(Bug::CommitHalfResync)
+            && let Some(t) = inner.txns.back_mut().filter(|t| t.to.is_none())
+        {
+            t.to = Some(t.cursor);
+            inner.received = t.cursor;
         }
         if let Some(t) = inner.open_txn() {
             log::info!("group {}: a staged resync without its commit is forgotten", replica.group);
             replica.log.truncate(t.lsn)?;
             inner.txns.pop_back();
         }
-        let r = Receiver { replica, inner: Mutex::new(inner), changed: Condvar::new(), applying: Mutex::new(()) };
+        let drive = {
+            let m = replica.order();
+            let (point, drive) = (m.live.txn().is_none() && Replica::consistent(&m), m.live.drive());
+            drop(m);
+            // A marker that kill -9 left; it stays where a resync is rolled forward at once (G2).
+            if point && inner.txns.is_empty() {
+                replica.set_between(false)?;
+            }
+            drive
+        };
+        let r = Receiver {
+            replica,
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            work: Condvar::new(),
+            drive,
+            applying: Mutex::new(()),
+            busy: Mutex::new(None),
+            beats: Beats::default(),
+        };
+        {
+            let mut g = r.inner.lock();
+            g.heads.clear();
+            g.highest = VolId(0);
+        }
         let pending = std::mem::take(&mut r.inner.lock().pending);
         r.adopt_epochs(&pending)?;
+        r.replayed()?;
+        r.replica.begin_receiving()?;
         Ok(r)
+    }
+
+    /// After a power cut: applies what the entry log had then, unless something stops it.
+    pub fn replay(&self) {
+        let mut buf = Vec::new();
+        while self.replaying() && self.fault().is_none() && self.full().is_none() {
+            self.step(&mut buf, Duration::ZERO);
+        }
+    }
+
+    fn replaying(&self) -> bool {
+        self.replica.order().state.replay != 0
     }
 
     /// A new link is to send; what earlier ones still send is refused. Returns its number.
@@ -133,12 +218,19 @@ impl Receiver {
         let mut g = self.inner.lock();
         g.session += 1;
         g.preparing = false;
+        g.shown = (Seq(0), Seq(0));
+        self.beats.forget();
         g.session
     }
 
     /// Everything up to here survives kill -9 of this node.
     pub fn received(&self) -> Seq {
         self.inner.lock().received
+    }
+
+    /// What was received of entries, for the lag.
+    pub fn taken(&self) -> Taken {
+        self.inner.lock().taken
     }
 
     /// What may be acknowledged: received, durable. Nothing between the announcement of a resync and its commit, for a
@@ -151,6 +243,18 @@ impl Receiver {
     /// A resync or first copy was announced: see [`Receiver::acknowledged`].
     pub fn prepare(&self) {
         self.inner.lock().preparing = true;
+    }
+
+    /// Before the resync of a torn tree: what waits in the log, or could not be applied, is part of what is compared.
+    pub fn void(&self) {
+        let _quiet = self.applying.lock();
+        let mut g = self.inner.lock();
+        let m = self.replica.order();
+        if m.state.torn {
+            m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
+            g.txns.clear();
+            g.fault = None;
+        }
     }
 
     /// True while a committed resync waits to be applied or is being applied.
@@ -166,9 +270,21 @@ impl Receiver {
     /// Everything up to here is in the tree. Before a resync is rolled forward that is at most the common point: what
     /// this replica has beyond it has the numbers of other entries.
     pub fn applied(&self) -> Seq {
-        let g = self.inner.lock();
-        let last = self.replica.order().live.last_seq();
-        g.txns.front().map_or(last, |t| last.min(t.common))
+        let mut g = self.inner.lock();
+        let m = self.replica.order();
+        g.look(&m).0
+    }
+
+    /// For an acknowledgement: up to where entries are in the tree, and up to where a power cut leaves them there; at least,
+    /// for who applies one now is not waited for.
+    pub fn lately(&self) -> (Seq, Seq) {
+        let mut g = self.inner.lock();
+        // Before a resync is rolled forward what was seen last may be beyond the common point.
+        let now = if g.txns.is_empty() { self.replica.try_order() } else { Some(self.replica.order()) };
+        if let Some(m) = now {
+            g.look(&m);
+        }
+        (g.shown.0, if g.preparing { Seq(0) } else { g.shown.1.min(g.received) })
     }
 
     /// What stopped the applying, if anything did.
@@ -189,14 +305,13 @@ impl Receiver {
 
     /// Gives back the space of what is applied.
     fn relieve(&self) {
-        let lsn = self.replica.order().live.applied_lsn();
-        let done = self.replica.sync_meta().and_then(|()| self.replica.regions.iter().try_for_each(|r| r.syncfs()));
-        if let Err(e) = done.and_then(|()| self.replica.log.release(lsn)) {
+        let done = self.replica.checkpoint();
+        if let Err(e) = done.and_then(|_| self.replica.log.release(self.replica.log_needed_from())) {
             log::warn!("group {}: making room: {e}", self.replica.group);
         }
     }
 
-    /// Why nothing more is accepted, while applying waits for space.
+    /// Why nothing more is accepted, while applying waits for space or descriptors.
     pub fn full(&self) -> Option<Error> {
         self.inner.lock().full.clone()
     }
@@ -228,19 +343,39 @@ impl Receiver {
             Ok(())
         };
         let r = parse()
+            .and_then(|()| self.replica.region(std::mem::take(&mut g.highest)).map(drop))
+            .and_then(|()| self.check_epochs(&g.pending))
+            .and_then(|()| self.check_heads(&std::mem::take(&mut g.heads)))
             .and_then(|()| self.room_to_roll_forward(&g, &before.3, base + batch.len() as u64))
-            .and_then(|()| self.replica.log.append(batch));
+            .and_then(|()| match planted(Bug::AckBeforeLog) && batch.len().is_multiple_of(5) {
+                true => Ok(base),
+                false => self.replica.log.append(batch),
+            });
+        let r = r.and_then(|_| self.drive.kept());
         if let Err(e) = r {
             (g.received, g.durable, g.preparing, g.txns) = before;
             g.pending.clear();
+            g.heads.clear();
+            g.highest = VolId(0);
+            if is_drive(&e) {
+                g.fault = Some(e.clone());
+            }
             return Err(e);
         }
         let pending = std::mem::take(&mut g.pending);
         let got = Accepted { received: g.received, fsync: std::mem::take(&mut g.fsync) };
+        let enough = self.replica.log.end() >= g.lingers_until;
         drop(g);
         self.adopt_epochs(&pending)?;
-        self.changed.notify_all();
+        if enough {
+            self.work.notify_one();
+        }
         Ok(got)
+    }
+
+    /// Nothing of a batch is stored whose config definition does not fit this site's table (CD-5).
+    fn check_heads(&self, heads: &[(VolId, Vec<u8>)]) -> Result<()> {
+        heads.iter().try_for_each(|(vol, body)| self.replica.region(*vol)?.check_head(body))
     }
 
     /// What a resync stages is written twice: to the log now and to the tree after its commit. Once committed it must
@@ -251,7 +386,8 @@ impl Receiver {
         if known || t.id == 0 {
             return Ok(());
         }
-        let need = end.saturating_sub(t.lsn) + end.saturating_sub(self.replica.log.end()) + ROOM_KEPT_BYTES;
+        let staged = end.saturating_sub(t.lsn) + end.saturating_sub(self.replica.log.end());
+        let need = staged.saturating_add(t.kept).saturating_add(ROOM_KEPT_BYTES);
         for r in &self.replica.regions {
             let s = sys::statfs(&**r.tree_fd())?;
             let free = s.bavail.saturating_mul(s.frsize);
@@ -265,6 +401,21 @@ impl Receiver {
         Ok(())
     }
 
+    /// An epoch that cannot follow what is here is refused before it is in the log, where every start would meet it again.
+    fn check_epochs(&self, epochs: &[Epoch]) -> Result<()> {
+        if epochs.is_empty() {
+            return Ok(());
+        }
+        let m = self.replica.order();
+        let mut chain = self.replica.chain(&m);
+        for e in epochs {
+            if m.state.replay == 0 && !chain.epochs().iter().any(|known| known.same(e)) {
+                chain.append(e.clone())?;
+            }
+        }
+        Ok(())
+    }
+
     fn adopt_epochs(&self, epochs: &[Epoch]) -> Result<()> {
         for e in epochs {
             let mut m = self.replica.order();
@@ -273,7 +424,11 @@ impl Receiver {
             if chain.epochs().iter().any(|known| known.same(e)) {
                 continue;
             }
-            chain.append(e.clone())?;
+            match chain.append(e.clone()) {
+                // A resync later in the log has put it aside already.
+                Err(_) if m.state.replay != 0 => continue,
+                r => r?,
+            }
             self.replica.save_state(&mut m, |s| s.chain = chain.epochs().to_vec())?;
         }
         Ok(())
@@ -285,11 +440,14 @@ impl Receiver {
             let g = self.inner.lock();
             if g.open_txn().is_some() { None } else { Some(g.received) }
         };
-        self.replica.log.sync()?;
+        if !planted(Bug::FsyncHereOnly) {
+            self.replica.log.sync()?;
+        }
         let mut g = self.inner.lock();
         if let Some(r) = r {
             g.durable = g.durable.max(r);
         }
+        self.wake();
         Ok(g.durable)
     }
 
@@ -314,21 +472,6 @@ impl Receiver {
         Ok(())
     }
 
-    /// Waits until everything received is applied. False when the time is up or applying has stopped.
-    pub fn drain(&self, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
-        let mut g = self.inner.lock();
-        g.hold = None;
-        self.changed.notify_all();
-        while self.replica.order().live.applied_lsn() < g.limit(self.replica.log.end()) {
-            if g.fault.is_some() || g.stopped || Instant::now() > until {
-                return false;
-            }
-            self.changed.wait_for(&mut g, Duration::from_millis(50));
-        }
-        true
-    }
-
     /// Refuses what comes from links from now on; what was received is still applied.
     pub fn close_door(&self) {
         self.inner.lock().closed = true;
@@ -346,7 +489,12 @@ impl Receiver {
 
     /// Wakes who waits for news.
     pub fn nudge(&self) {
+        self.wake();
+    }
+
+    fn wake(&self) {
         self.changed.notify_all();
+        self.work.notify_all();
     }
 
     /// Waits for news (something accepted or applied), or until the time is up.
@@ -355,154 +503,74 @@ impl Receiver {
         self.changed.wait_for(&mut g, timeout);
     }
 
-    /// True when nothing waits to be applied, or applying is held.
-    pub fn idle(&self) -> bool {
-        let g = self.inner.lock();
-        let m = self.replica.order();
-        m.live.applied_lsn() >= g.limit(self.replica.log.end()) || g.hold.is_some_and(|h| m.live.last_seq() >= h.at)
-    }
-
-    /// Applies nothing after `at` from now on, for a comparison; ends by itself when it lasts too long or too much waits.
-    /// Accepting goes on. To be called before any entry after `at` is accepted.
-    pub fn hold(&self, id: u64, at: Seq) {
-        self.inner.lock().hold = Some(Hold { id, at, until: Instant::now() + HOLD_MAX });
-        self.changed.notify_all();
-    }
-
-    /// Waits until the tree is exactly at the point of the hold; false when it is not, or not in time.
-    pub fn await_held(&self, id: u64, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
-        let mut g = self.inner.lock();
-        loop {
-            let Some(h) = g.hold.filter(|h| h.id == id) else { return false };
-            let (last, txn) = {
-                let m = self.replica.order();
-                (m.live.last_seq(), m.live.txn().is_some())
-            };
-            if last >= h.at && !txn {
-                return last == h.at;
-            }
-            if g.fault.is_some() || g.stopped || Instant::now() > until {
-                return false;
-            }
-            self.changed.wait_for(&mut g, Duration::from_millis(50));
-        }
-    }
-
-    /// Ends a hold (`None`: whichever there is); true when it lasted until now.
-    pub fn release(&self, id: Option<u64>) -> bool {
-        let mut g = self.inner.lock();
-        let kept = g.hold.take_if(|h| id.is_none_or(|id| id == h.id)).is_some();
-        self.changed.notify_all();
-        kept
-    }
-
-    fn holding(&self, g: &mut Inner) -> bool {
-        let Some(h) = g.hold else { return false };
-        let (last, lsn) = {
-            let m = self.replica.order();
-            (m.live.last_seq(), m.live.applied_lsn())
-        };
-        let over = Instant::now() > h.until || self.replica.log.end().saturating_sub(lsn) > HOLD_BYTES_MAX;
-        if last >= h.at && over {
-            g.hold = None;
-        }
-        last >= h.at && !over
-    }
-
     /// Stops accepting and applying, for good (takeover, shutdown).
     pub fn stop(&self) {
         self.inner.lock().stopped = true;
-        self.changed.notify_all();
+        self.wake();
     }
 
-    /// Begins a first copy: the tree is no point of the order from now on; everything in the log is void.
-    pub fn begin_copy(&self) -> Result<()> {
-        let _quiet = self.applying.lock();
-        let mut g = self.inner.lock();
-        let mut m = self.replica.order();
-        self.replica.save_state(&mut m, |s| {
-            s.copy = CopyState::Copying;
-            s.suspect = false;
-        })?;
-        self.replica.set_between(true)?;
-        m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
-        m.live.set_txn(None);
-        m.live.clear_intent();
-        for r in &self.replica.regions {
-            let n = r.drop_lost_dirs()?;
-            if n > 0 {
-                log::warn!("group {}: {n} directories were removed or replaced from outside", self.replica.group);
-            }
-        }
-        g.txns.clear();
-        g.fault = None;
-        g.hold = None;
-        Ok(())
-    }
-
-    /// Ends a first copy: the tree has the names of `base`, and is a point of the order once entries up to `whole` are
-    /// applied.
-    pub fn end_copy(&self, base: Seq, whole: Seq, epochs: Vec<Epoch>, group_id: u64) -> Result<()> {
-        for r in &self.replica.regions {
-            r.forget_files();
-            r.syncfs()?;
-        }
-        self.replica.set_group_id(group_id)?;
-        let mut g = self.inner.lock();
-        let mut m = self.replica.order();
-        m.journal.reset(base)?;
-        m.live.set_last_seq(base);
-        m.live.set_settled(base);
-        m.live.set_applied(self.replica.log.end(), base);
-        self.replica.save_state(&mut m, |s| {
-            *s = super::replica::State {
-                chain: epochs,
-                copy: CopyState::Consistent,
-                whole,
-                suspect: false,
-                crashes: Vec::new(),
-                was_primary: false,
-            }
-        })?;
-        g.received = base;
-        g.preparing = false;
-        drop(m);
-        drop(g);
-        if base >= whole {
-            self.replica.set_between(false)?;
-        }
-        Ok(())
-    }
-
-    /// Syncs the trees and drops log segments that are applied, when there are enough of them. Call now and then.
+    /// Makes the tree durable, and drops log segments that are applied when there are enough of them.
     pub fn checkpoint(&self) -> Result<()> {
-        if self.replica.log.segments() <= SEGMENTS_KEPT {
-            return Ok(());
+        let room = self.wants_room();
+        self.replica.checkpoint()?;
+        if room {
+            self.replica.log.retire(self.replica.log_needed_from())?;
         }
-        let (lsn, seq) = {
-            let m = self.replica.order();
-            (m.live.applied_lsn(), m.live.last_seq())
-        };
-        self.replica.sync_meta()?;
-        for r in &self.replica.regions {
-            r.syncfs()?;
-        }
-        self.replica.log.retire(lsn)?;
-        let mut g = self.inner.lock();
-        g.durable = g.durable.max(seq);
+        self.wake();
         Ok(())
     }
 
-    /// True when so much waits to be applied that the sender must be slowed down.
-    pub fn overloaded(&self) -> bool {
+    /// True when there are so many log segments that a checkpoint should make room.
+    pub fn wants_room(&self) -> bool {
+        let lsn = self.replica.order().live.applied_lsn();
+        let log = &self.replica.log;
+        let many = log.segments() > SEGMENTS_KEPT || log.bytes() > self.replica.log_bytes / 2;
+        many && log.can_retire(lsn) || self.replica.names.lock().many()
+    }
+
+    /// Up to where the tree survives a power cut.
+    pub fn checkpointed(&self) -> Seq {
+        let g = self.inner.lock();
+        if g.preparing { Seq(0) } else { Replica::checkpointed(&self.replica.order()).min(g.received) }
+    }
+
+    /// True when `more` bytes would take the log beyond its limit and something is there that can be waited for: the
+    /// sender must be slowed down. What a resync stages cannot be applied before its commit, and has the room of the
+    /// filesystem as its limit (see `room_to_roll_forward`).
+    pub fn overloaded(&self, more: u64) -> bool {
+        let log = &self.replica.log;
+        if log.bytes() + more <= self.replica.log_bytes {
+            return false;
+        }
         let applied = self.replica.order().live.applied_lsn();
-        self.inner.lock().open_txn().is_none()
-            && self.replica.log.end().saturating_sub(applied) > 4 * limits::LOG_SEGMENT_BYTES
+        self.inner.lock().open_txn().is_none() && (applied < log.end() || log.can_retire(applied))
+    }
+
+    /// True while a session may go on and what it sends can be applied some time.
+    pub fn accepts(&self, session: u64) -> bool {
+        let g = self.inner.lock();
+        g.session == session && !g.stopped && !g.closed && g.fault.is_none() && g.full.is_none()
     }
 }
 
 impl Inner {
+    fn scan_log(&mut self, replica: &Replica, mut at: u64) -> Result<()> {
+        let mut buf = Vec::new();
+        while let Some(next) = replica.log.read(at, &mut buf)? {
+            let head = frame::check(&buf)?;
+            self.scan(&buf, &head, at)?;
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// See [`Receiver::lately`].
+    fn look(&mut self, m: &Meta) -> (Seq, Seq) {
+        let last = m.live.last_seq();
+        self.shown = (self.txns.front().map_or(last, |t| last.min(t.common)), Replica::checkpointed(m));
+        self.shown
+    }
+
     fn open_txn(&self) -> Option<Txn> {
         self.txns.back().copied().filter(|t| t.to.is_none())
     }
@@ -524,11 +592,16 @@ impl Inner {
                     None => &mut self.received,
                 };
                 // Entries of a transaction that was being rolled forward at a restart come with its own numbers.
-                if e.seq != cursor.next() && !rolled {
+                if e.seq != cursor.next() && !rolled && !planted(Bug::AcceptGap) {
                     return Err(Error::corrupt(format!("entry {} came after {}", e.seq.0, cursor.0)));
                 }
                 *cursor = (*cursor).max(e.seq);
+                self.taken.bytes += f.len() as u64;
                 self.fsync |= matches!(e.op, Op::Fsync);
+                self.highest = self.highest.max(e.vol);
+                if let Op::ConfigDef { body } = &e.op {
+                    self.heads.push((e.vol, body.clone()));
+                }
                 if let (Op::EpochStart { epoch }, false) = (&e.op, open) {
                     self.pending.push(epoch.clone());
                 }
@@ -538,16 +611,24 @@ impl Inner {
                 if e.seq.0 != 0 || (!open && self.txns.front().is_none_or(|t| t.id != 0)) {
                     return Err(Error::corrupt("a staged operation outside of a transaction"));
                 }
+                self.highest = self.highest.max(e.vol);
+                if let Op::ConfigDef { body } = &e.op {
+                    self.heads.push((e.vol, body.clone()));
+                }
+                if let (Op::Keep { at: Some(_), lost, .. }, Some(t)) = (&e.op, self.txns.back_mut().filter(|_| open)) {
+                    t.kept = t.kept.saturating_add(lost.size);
+                }
             }
             FrameKind::TxnBegin => {
-                let b: TxnBegin = codec::decode(frame::head_part(f, head))?;
-                if open || b.from != self.received || b.id == 0 {
+                let b = TxnBegin::parse(f, head)?;
+                if open || b.from != self.received {
                     return Err(Error::corrupt("transaction begins at the wrong place"));
                 }
-                self.txns.push_back(Txn { lsn, id: b.id, common: b.common, to: None, cursor: b.base });
+                self.txns.push_back(Txn { lsn, id: b.id, common: b.common, to: None, cursor: b.base, kept: 0 });
             }
             FrameKind::TxnCommit => {
-                let c: TxnCommit = codec::decode(frame::head_part(f, head))?;
+                let c = TxnCommit::parse(f, head)?;
+                Chain::from_epochs(c.epochs).validate(c.to)?;
                 let rolled = self.txns.front().is_some_and(|t| t.id == 0);
                 match self.txns.back_mut() {
                     Some(t) if open && t.id == c.id && t.cursor == c.to => t.to = Some(c.to),
@@ -556,6 +637,7 @@ impl Inner {
                 }
                 self.received = c.to;
                 self.preparing = false;
+                self.shown = (Seq(0), Seq(0));
                 // The position may be an earlier one than before; what was durable were other entries.
                 self.durable = self.durable.min(c.to);
             }
@@ -565,7 +647,7 @@ impl Inner {
     }
 }
 
-/// Finishes the step of the roll forward that kill -9 may have cut in two, and takes down a marker that it left.
+/// Finishes the step of the roll forward that kill -9 may have cut in two.
 fn finish_step(replica: &Replica) -> Result<()> {
     let mut m = replica.order();
     let (at, mut buf) = (m.live.applied_lsn(), Vec::new());
@@ -587,17 +669,13 @@ fn finish_step(replica: &Replica) -> Result<()> {
     if m.live.txn().is_none() && !m.state.was_primary && m.live.last_seq() < m.live.applied_seq() {
         m.live.set_last_seq(m.live.applied_seq());
     }
-    if m.live.txn().is_none() && m.state.copy == CopyState::Consistent && m.live.last_seq() >= m.state.whole {
-        drop(m);
-        replica.set_between(false)?;
-    }
     Ok(())
-}
-
-fn is_full(e: &Error) -> bool {
-    matches!(e.errno, libc::ENOSPC | libc::EDQUOT) && e.kind == Kind::Failed
 }
 
 #[cfg(test)]
 #[path = "receive_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod replay_tests;

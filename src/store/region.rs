@@ -8,8 +8,11 @@
 //! ```
 
 use super::files;
+use super::head::Row;
 use super::idtable::IdTable;
+use super::space::Space;
 use crate::base::{At, DirId, Error, Kind, LinkId, Name, Result, VolId};
+use crate::os::rights;
 use crate::os::sys::{self, Stat};
 use crate::pair::change::What;
 use bincode::{Decode, Encode};
@@ -19,7 +22,8 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 /// Directory descriptors kept open, per region.
 const DIR_FDS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -45,6 +49,13 @@ pub struct Identity {
     pub tree_ino: u64,
 }
 
+impl Identity {
+    /// What the region at `path` says about itself; `None` when it is no region.
+    pub fn read(path: &Path) -> Result<Option<Identity>> {
+        files::load(&path.join(".kagami/identity"), MAGIC, VERSION)
+    }
+}
+
 /// An open, locked region.
 pub struct Region {
     /// Index in the group.
@@ -59,7 +70,28 @@ pub struct Region {
     lost: Arc<OwnedFd>,
     dirs: Mutex<LruCache<DirId, Arc<OwnedFd>>>,
     pub(super) files: Mutex<LruCache<Name, Arc<OwnedFd>>>,
+    /// This process may not set everything; the rest is kept beside (see [`super::kept`]).
+    pub(super) limited: bool,
+    /// Held while the tree's form of an object and what is kept beside it are changed together.
+    pub(super) fitting: Mutex<()>,
+    /// It was said in the log that something is kept beside.
+    pub(super) told: AtomicBool,
+    /// What is used of the volume's capacity.
+    pub space: Space,
+    /// The site's own definition of the volume, once it receives: definitions that come are checked against it (CD-5).
+    pub row: OnceLock<Row>,
     _lock: OwnedFd,
+}
+
+/// Keeps others out of a region: what its tree holds may be more open than what it stands for.
+fn make_private(path: &Path) -> Result<()> {
+    let fd = sys::open_path(path, libc::O_PATH | libc::O_DIRECTORY, 0).at(path.display())?;
+    if sys::fstat(&fd)?.perm() & 0o077 != 0 {
+        sys::chmod_fd(&fd, 0o700).map_err(|e| {
+            Error::from(e).context(format!("{}: others can look into it; `chmod 700` it", path.display()))
+        })?;
+    }
+    Ok(())
 }
 
 impl Region {
@@ -84,6 +116,7 @@ impl Region {
         }
         let mk = |p: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(p).at(p.display());
         mk(path)?;
+        make_private(path)?;
         mk(&meta)?;
         mk(&meta.join("staging"))?;
         mk(&meta.join("lost"))?;
@@ -108,7 +141,7 @@ impl Region {
     pub fn open(path: &Path, group: &str, volume: &str, vol: VolId) -> Result<Region> {
         let what = path.display().to_string();
         let meta = path.join(".kagami");
-        let Some(identity) = files::load::<Identity>(&meta.join("identity"), MAGIC, VERSION)? else {
+        let Some(identity) = Identity::read(path)? else {
             return Err(Error::refused(format!(
                 "{what} is not a kagami region (no .kagami/identity): is its disk mounted? If the replica is really gone, run `kagami region create` to start an empty one"
             )));
@@ -132,6 +165,9 @@ impl Region {
             return Err(Error::refused(format!(
                 "{what} is in use by another kagami node (its lock {what}/.kagami/lock is held)"
             )));
+        }
+        if rights::limited() {
+            make_private(path)?;
         }
         let open_dir = |p: PathBuf| sys::open_path(&p, libc::O_PATH | libc::O_DIRECTORY, 0).at(p.display());
         let tree = open_dir(path.join("tree"))?;
@@ -160,6 +196,11 @@ impl Region {
             lost: Arc::new(open_dir(meta.join("lost"))?),
             dirs: Mutex::new(LruCache::new(DIR_FDS)),
             files: Mutex::new(LruCache::new(FILE_FDS)),
+            limited: rights::limited(),
+            fitting: Mutex::new(()),
+            told: AtomicBool::new(false),
+            space: Space::default(),
+            row: OnceLock::new(),
             _lock: lock,
         })
     }
@@ -308,18 +349,32 @@ impl Region {
 
     /// The path of a name from the volume's root, for people.
     pub fn path_of(&self, at: &Name) -> String {
+        String::from_utf8_lossy(&self.path_bytes(at)).into_owned()
+    }
+
+    /// The path of a name from the volume's root, as it is.
+    pub fn path_bytes(&self, at: &Name) -> Vec<u8> {
+        let mut path = self.path_of_dir(at.dir);
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&at.name);
+        path
+    }
+
+    /// The path of a directory from the volume's root, which has an empty one.
+    pub fn path_of_dir(&self, mut d: DirId) -> Vec<u8> {
         let ids = self.ids.read();
-        let mut parts = vec![String::from_utf8_lossy(&at.name).into_owned()];
-        let mut d = at.dir;
+        let mut parts = Vec::new();
         while let Some(r) = ids.dir(d) {
-            parts.push(String::from_utf8_lossy(&r.name).into_owned());
+            parts.push(r.name.to_vec());
             d = r.parent;
             if parts.len() > ids.len() + 2 {
                 break;
             }
         }
         parts.reverse();
-        parts.join("/")
+        parts.join(&b'/')
     }
 
     /// Gives ids to all directories of a tree that was there before the region (a walk, once), and link ids to its hard
@@ -335,6 +390,7 @@ impl Region {
             while sys::getdents(&dir, &mut buf, &mut list)? {}
             for e in list.iter().filter(|e| e.name != b"." && e.name != b"..") {
                 let st = sys::statat(&*fd, &e.name)?;
+                self.fit_found(&fd, &e.name, &st)?;
                 let mut ids = self.ids.write();
                 if st.is_dir() {
                     let id = ids.by_ino(st.ino).unwrap_or_else(|| ids.fresh_dir_id());
@@ -348,6 +404,14 @@ impl Region {
             }
         }
         Ok(n)
+    }
+
+    /// Gives directories and files with several links the ids that another replica has for them: see
+    /// [`IdTable::readdress`].
+    pub fn readdress(&self, dirs: &[(DirId, DirId)], links: &[(Name, LinkId)]) -> Result<()> {
+        self.ids.write().readdress(dirs, links)?;
+        self.forget_all();
+        Ok(())
     }
 
     /// Makes everything of the region's filesystem durable.

@@ -1,13 +1,18 @@
 //! A replica: one complete copy of a group at one place, made of a region for each volume and the group's metadata in
 //! the lead volume's region (one sequence per group needs one journal, one log, one chain).
 
+use super::activity::Activity;
+use super::before::Names;
 use super::exec::{Acted, Pre, Side};
 use super::files;
 use super::journal::Journal;
 use super::live::{Intent, Left, Live};
-use super::log::EntryLog;
+use super::log::{EntryLog, Shape};
+pub use super::power::Cut;
+use super::power::{self, Active};
 use super::region::Region;
 use super::watch::Watch;
+use crate::base::planted::{Bug, planted};
 use crate::base::{At, Epoch, Error, Kind, LinkId, Name, Result, Seq, VolId};
 use crate::format::msg::CopyState;
 use crate::format::op::{Op, Target};
@@ -16,7 +21,7 @@ use crate::pair::change::{Change, NsChange, Rec, What};
 use crate::pair::plan::{self, Links};
 use bincode::{Decode, Encode};
 use parking_lot::{Mutex, MutexGuard};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 const MAGIC: &[u8; 8] = b"KGMSTAT\0";
@@ -31,12 +36,34 @@ pub struct State {
     pub copy: CopyState,
     /// After a first copy: a point only once entries up to here are applied.
     pub whole: Seq,
-    /// A power cut may have undone what was not synced; a comparison with a peer is due.
+    /// Applying met a tree that it did not expect; a comparison with a peer is due.
     pub suspect: bool,
     /// Unclean ends as primary: (everything up to here had finished, last position given out). Latest last.
     pub crashes: Vec<(Seq, Seq)>,
     /// It was primary since it last received a copy or resync: its tree may have what no entry tells of.
     pub was_primary: bool,
+    /// Power cuts: what the journal may not know of. Latest last.
+    pub cuts: Vec<Cut>,
+    /// The last of them may have undone what was not synced: the tree is no point of the order before a peer has made it
+    /// one.
+    pub torn: bool,
+    /// After a split brain the operator said that the other side's version is kept: this one may be set back (G6).
+    pub yields: bool,
+    /// Since a power cut the tree is no point of the order before the entry log is applied up to this position; 0: it is
+    /// one. [`SETTING_BACK`]: its names are being set back to the last checkpoint first.
+    pub replay: u64,
+    /// What a power cut took that the entry log could not bring back, in words; not all when it is much.
+    pub unmended: Vec<String>,
+}
+
+/// See [`State::replay`].
+pub const SETTING_BACK: u64 = u64::MAX;
+
+impl State {
+    /// That of the replica whose lead region is at `path`; `None` when it was never in use.
+    pub fn read(path: &Path) -> Result<Option<State>> {
+        files::load(&path.join(".kagami/state"), MAGIC, VERSION)
+    }
 }
 
 /// Records of one operation, at most, bytes.
@@ -45,6 +72,8 @@ const RECORDS_BYTES: u64 = 8 << 10;
 const LAST_ROOM_BYTES: u64 = 32 << 10;
 /// Unclean ends remembered, count.
 const CRASHES_KEPT: usize = 16;
+/// Directory of the spool in the lead region.
+const SPOOL: &str = "spool";
 
 /// What operations change together; its lock is the group's order.
 pub struct Meta {
@@ -54,6 +83,10 @@ pub struct Meta {
     pub journal: Journal,
     /// Chain and copy state.
     pub state: State,
+    /// Checkpoint and active directories.
+    pub activity: Activity,
+    /// The tree is changed by the entry log only, which may be applied again after a power cut.
+    pub(super) receiving: bool,
     watches: Vec<Weak<Mutex<Watch>>>,
     broken: Option<Error>,
 }
@@ -67,6 +100,8 @@ pub struct Place {
     pub volumes: Vec<(String, PathBuf)>,
     /// Limit of the change journal, bytes.
     pub journal_bytes: u64,
+    /// Limit of the entry log, bytes.
+    pub log_bytes: u64,
 }
 
 /// What a change of content or attributes marks in the journal.
@@ -113,6 +148,10 @@ pub struct Replica {
     pub log: EntryLog,
     /// How it was left the last time.
     pub left: Left,
+    pub(super) checkpointing: Mutex<()>,
+    pub(super) names: Mutex<Names>,
+    /// Limit of the entry log, bytes.
+    pub log_bytes: u64,
     meta: Mutex<Meta>,
     state_path: PathBuf,
 }
@@ -142,10 +181,13 @@ impl Replica {
     }
 
     fn load(place: &Place) -> Result<Replica> {
+        let active = Active::read(place)?;
         let mut regions = Vec::new();
         for (i, (name, path)) in place.volumes.iter().enumerate() {
             regions.push(Arc::new(Region::open(path, &place.group, name, VolId(i as u16))?));
         }
+        // A damaged one is known before anything is changed.
+        regions.iter().try_for_each(|r| r.head().map(drop))?;
         let lead = regions.first().ok_or_else(|| Error::config("a group needs a volume"))?.meta();
         let state_path = lead.join("state");
         // One of the two without the other is lost, not new.
@@ -163,42 +205,82 @@ impl Replica {
                 suspect: false,
                 crashes: Vec::new(),
                 was_primary: false,
+                cuts: Vec::new(),
+                torn: false,
+                yields: false,
+                replay: 0,
+                unmended: Vec::new(),
             },
         };
-        if left == Left::PowerLoss && !state.suspect {
-            log::warn!(
-                "{}: the machine went down while this replica was open: comparing with a peer is due",
-                lead.display()
-            );
-            state.suspect = true;
-            files::save(&state_path, MAGIC, VERSION, &state)?;
+        let cut = left == Left::PowerLoss || state.replay == SETTING_BACK;
+        for r in &regions {
+            r.open_space(cut)?;
         }
-        // Also when the two are equal: a change may have begun after the last entry.
-        let crash = (live.settled(), live.last_seq());
-        if left != Left::Clean && state.was_primary {
-            note_crash(&mut state.crashes, crash);
-            files::save(&state_path, MAGIC, VERSION, &state)?;
+        let replay = active.replay().filter(|_| cut && state.copy == CopyState::Consistent);
+        let from = replay.map_or(live.applied_lsn(), |r| r.lsn);
+        let log = EntryLog::open(&lead.join("queue"), from, Shape::of_log(place.log_bytes))?;
+        // A spool belongs to one run of a primary; the journal covers what was in it.
+        files::remove_dir(&lead.join(SPOOL))?;
+        if let Some(r) = &replay {
+            let save = |s: &State| files::save(&state_path, MAGIC, VERSION, s);
+            power::set_back(&lead, &regions, &mut state, r, (&live, &log), &active, &save)?;
         }
-        let log = EntryLog::open(&lead.join("queue"), live.applied_lsn())?;
+        let whole = replay.is_some() && state.replay != SETTING_BACK;
         let mut journal = Journal::open(&lead.join("journal"), live.last_seq(), place.journal_bytes)?;
+        let torn = (cut && !whole) || state.torn;
+        if torn && !whole && (cut || state.replay == 0) {
+            state.replay = 0;
+            power::note(&mut state, &live, &journal, &active, cut)?;
+            files::save(&state_path, MAGIC, VERSION, &state)?;
+            power::give_up_steps(&live, &log, &regions)?;
+            power::mend(&regions, &state)?;
+        } else if left == Left::Killed && state.was_primary && !planted(Bug::ForgetCrash) {
+            // Also when the two are equal: a change may have begun after the last entry.
+            note_crash(&mut state.crashes, (live.settled(), live.last_seq()));
+            files::save(&state_path, MAGIC, VERSION, &state)?;
+        }
         if let Some((from, to)) = live.txn() {
             journal.begin_jump(from, to)?;
         }
-        let meta = Meta { live, journal, state, watches: Vec::new(), broken: None };
-        let r = Replica { group: place.group.clone(), regions, log, left, meta: Mutex::new(meta), state_path };
+        let (names, known) = Names::open(&lead, active.replay().map_or(0, |r| r.names))?;
+        let mut activity = active.open(&lead.join("active"), &regions)?;
+        if !known {
+            activity.no_replay()?;
+        }
+        let unfinished = torn || state.replay != 0;
+        let meta = Meta { live, journal, state, activity, receiving: false, watches: Vec::new(), broken: None };
+        let checkpointing = Mutex::new(());
+        let r = Replica {
+            group: place.group.clone(),
+            regions,
+            log,
+            left,
+            checkpointing,
+            names: Mutex::new(names),
+            log_bytes: place.log_bytes,
+            meta: Mutex::new(meta),
+            state_path,
+        };
         r.recover()?;
+        if unfinished {
+            r.set_between(true)?;
+        }
         Ok(r)
     }
 
     /// Finishes or forgets the one operation on names that kill -9 may have interrupted.
     fn recover(&self) -> Result<()> {
         let mut m = self.order();
-        let Some(i) = m.live.intent()? else { return Ok(()) };
+        let Some(i) = m.live.intent()? else {
+            self.regions.iter().for_each(|r| r.space.end_names(false));
+            return Ok(());
+        };
         let region = self.region(i.vol)?;
         let receiver = i.next_lsn != 0;
         if (receiver && i.next_lsn <= m.live.applied_lsn())
             || (!receiver && i.seq <= m.live.last_seq() && i.seq <= m.journal.last_ns())
         {
+            region.space.end_names(true);
             m.live.clear_intent();
             return Ok(());
         }
@@ -225,13 +307,30 @@ impl Replica {
                 m.live.set_last_seq(i.seq);
             }
         }
+        region.space.end_names(done);
         m.live.clear_intent();
         Ok(())
+    }
+
+    /// Where the spool of a primary is: beside the journal, on the filesystem that the data is on.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.regions[0].meta().join(SPOOL)
     }
 
     /// The order: held while an operation gets its place.
     pub fn order(&self) -> MutexGuard<'_, Meta> {
         self.meta.lock()
+    }
+
+    /// The order, unless somebody holds it.
+    pub(super) fn try_order(&self) -> Option<MutexGuard<'_, Meta>> {
+        self.meta.try_lock()
+    }
+
+    /// What this replica had not yet written to its drive may be gone: a comparison with a peer is due.
+    pub fn doubt(&self) -> Result<()> {
+        let mut m = self.order();
+        self.save_state(&mut m, |s| s.suspect = true)
     }
 
     /// The region of a volume.
@@ -257,6 +356,11 @@ impl Replica {
         Chain::from_epochs(m.state.chain.clone())
     }
 
+    /// Why nothing may be changed here before the node is started anew, if so: an operation was done and could not be recorded.
+    pub fn whole(&self, m: &Meta) -> Result<()> {
+        m.broken.clone().map_or(Ok(()), Err)
+    }
+
     /// Executes an operation on names in the order: identities, intent, system call, tables, journal, watches.
     /// `done` runs after the local call. On error nothing was changed.
     pub fn names(
@@ -268,16 +372,22 @@ impl Replica {
         done: &mut dyn FnMut(&Op, &Pre, &Acted),
     ) -> Result<Acted> {
         let (seq, vol, next_lsn) = at;
-        if let Some(e) = &m.broken {
-            return Err(e.clone());
-        }
+        self.whole(m)?;
+        m.live.kept()?;
         let region = self.region(vol)?;
         let pre = region.prepare(op)?;
         self.reserve(m, region, op)?;
-        m.live.set_intent(&Intent { seq, vol, next_lsn, op: op.clone(), pre })?;
-        let acted = match region.act(op, side) {
+        self.touch_names(m, seq, vol, op, &pre)?;
+        let enforced = matches!(side, Side::Primary { .. });
+        region.space.begin_names(op, &pre, enforced)?;
+        let intent = match planted(Bug::SkipIntent) {
+            true => Ok(()),
+            false => m.live.set_intent(&Intent { seq, vol, next_lsn, op: op.clone(), pre }),
+        };
+        let acted = match intent.and_then(|()| region.act(op, side)) {
             Ok(a) => a,
             Err(e) => {
+                region.space.end_names(false);
                 m.live.clear_intent();
                 return Err(e);
             }
@@ -291,6 +401,10 @@ impl Replica {
             m.broken = Some(e.clone());
             return Err(e);
         }
+        if let Op::Mkdir { id, .. } = op {
+            m.activity.made(vol, *id, seq);
+        }
+        region.space.end_names(true);
         done(op, &pre, &acted);
         if next_lsn == 0 {
             m.live.set_last_seq(seq);
@@ -337,6 +451,7 @@ impl Replica {
 
     /// Marks a change of content or attributes in the journal.
     pub fn mark(&self, m: &mut Meta, seq: Seq, vol: VolId, at: &Target, mark: Mark) -> Result<()> {
+        m.live.kept()?;
         let what = match at {
             Target::Dir(d) => What::Dir(*d),
             Target::File(n) => match self.region(vol)?.ids.read().link_of(n) {
@@ -348,6 +463,7 @@ impl Replica {
         if matches!(mark, Mark::Data { to, .. } if to != u64::MAX) {
             m.journal.reserve(RECORDS_BYTES + LAST_ROOM_BYTES)?;
         }
+        self.touch(m, seq, vol, at)?;
         m.watches.retain(|w| match w.upgrade() {
             Some(w) => {
                 w.lock().mark(vol, at, what);
@@ -392,6 +508,13 @@ impl Replica {
         (common, low.map_or(common, before))
     }
 
+    /// The power cuts of which a replica that agrees with this one up to `p` may lack something that the journal does not
+    /// tell.
+    pub fn cuts_since(m: &Meta, p: Seq) -> Vec<Cut> {
+        let p = m.journal.plan_from(p);
+        m.state.cuts.iter().filter(|c| p <= c.head).cloned().collect()
+    }
+
     /// True when a replica that agrees with this one up to `p` may lack a change that has no place in the order, so that
     /// sending it the entries after `p` is not enough.
     pub fn crashed_since(m: &Meta, p: Seq) -> bool {
@@ -405,7 +528,8 @@ impl Replica {
 
     /// True when the trees are at one point of the order.
     pub fn consistent(m: &Meta) -> bool {
-        m.state.copy == CopyState::Consistent && !m.state.suspect && m.live.last_seq() >= m.state.whole
+        let s = &m.state;
+        s.copy == CopyState::Consistent && !s.suspect && !s.torn && s.replay == 0 && m.live.last_seq() >= s.whole
     }
 
     /// Puts up or takes down the marker beside `tree/` that says "between two points" (G2).
@@ -443,12 +567,18 @@ impl Replica {
     /// Closes in order: everything durable, then the clean mark.
     pub fn close(&self) -> Result<()> {
         self.log.sync()?;
-        self.sync_meta()?;
+        self.checkpoint()?;
         for r in &self.regions {
+            r.close_space();
             r.syncfs()?;
         }
         self.order().live.close();
         Ok(())
+    }
+
+    /// Objects of which this node may not set everything, and keeps the rest beside (G5).
+    pub fn kept_beside(&self) -> u64 {
+        self.regions.iter().map(|r| r.ids.read().kept().len() as u64).sum()
     }
 
     /// Group ids recorded in the regions; all the same.

@@ -96,7 +96,10 @@ impl Volume {
         let dots = d.name == b"." || d.name == b"..";
         let above_root = d.name == b".." && dir.node == super::objects::ROOT;
         let node = if above_root { dir.node } else { self.objects.shown(d.ino) };
-        let mut item = DirItem { name: &d.name, node, kind: d.kind, next, found: None, own: None };
+        // A device may be an empty file here.
+        let device = if d.kind == libc::DT_REG { self.region().kept(d.ino).and_then(|k| k.device) } else { None };
+        let kind = device.map_or(d.kind, |(fmt, _)| (fmt >> 12) as u8);
+        let mut item = DirItem { name: &d.name, node, kind, next, found: None, own: None };
         if !plus {
             return Ok(!each(item));
         }
@@ -106,7 +109,7 @@ impl Volume {
             Err(_) => return Ok(true),
         };
         if dots {
-            item.own = Some(Node { node, stat: st });
+            item.own = Some(Node { node, generation: 0, stat: self.region().shown(st) });
             return Ok(!each(item));
         }
         let Ok(id) = dir.dir_id() else { return Ok(true) };

@@ -131,6 +131,6 @@ pub struct DirState {
 impl super::Node {
     /// From an object and its stat.
     pub fn of(obj: &Object, stat: Stat) -> super::Node {
-        super::Node { node: obj.node, stat }
+        super::Node { node: obj.node, generation: obj.generation, stat }
     }
 }

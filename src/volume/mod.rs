@@ -14,14 +14,18 @@ mod caller;
 mod change;
 mod data;
 mod dirs;
+pub mod fence;
 pub mod group;
 mod handles;
+mod image;
 mod names;
 pub mod objects;
 pub mod order;
+pub mod permit;
 pub mod queue;
 mod reach;
 mod space;
+pub mod spool;
 
 pub use attrs::SetAttr;
 pub use caller::Caller;
@@ -30,7 +34,7 @@ pub use dirs::DirItem;
 pub use handles::Opened;
 pub use names::Made;
 
-use crate::base::{Result, VolId};
+use crate::base::{Result, Seq, VolId};
 use crate::os::sys::{self, Stat};
 use crate::store::region::Region;
 use handles::{DirHandle, Handles, OpenFile};
@@ -45,6 +49,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Node {
     /// Node number, and inode number shown.
     pub node: u64,
+    /// With the number, a handle of the object for as long as the volume is mounted; 0 where it is not exported.
+    pub generation: u32,
     /// Everything else.
     pub stat: Stat,
 }
@@ -58,6 +64,8 @@ pub struct Volume {
     files: Handles<OpenFile>,
     dirs: Handles<DirHandle>,
     names: RwLock<()>,
+    /// The last entry that was answered before the sync site had it; 0: none.
+    deferred: AtomicU64,
 }
 
 impl Volume {
@@ -74,6 +82,7 @@ impl Volume {
             files: Handles::new(),
             dirs: Handles::new(),
             names: RwLock::new(()),
+            deferred: AtomicU64::new(0),
         }))
     }
 
@@ -104,6 +113,26 @@ impl Volume {
     /// Number of open files and directories.
     pub fn open_handles(&self) -> usize {
         self.files.len() + self.dirs.len()
+    }
+
+    /// Handles of objects shall last as long as the mount (MS-16).
+    pub fn export(&self) {
+        self.objects.outlast();
+    }
+
+    /// True after [`Volume::export`].
+    pub fn is_exported(&self) -> bool {
+        self.objects.outlasts()
+    }
+
+    /// Waits until the sync site has everything that was answered so far.
+    pub fn settle(&self) -> Result<()> {
+        let last = self.deferred.load(Ordering::Acquire);
+        if last > 0 {
+            self.order.wait(Seq(last))?;
+            let _ = self.deferred.compare_exchange(last, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The kernel forgets a node `n` times.

@@ -32,6 +32,11 @@ impl Volume {
         if name.len() > limits::NAME_BYTES_MAX {
             return Err(os(libc::ENAMETOOLONG));
         }
+        match name {
+            b"." => return self.itself(parent).map(Some),
+            b".." => return self.above(parent).map(Some),
+            _ => {}
+        }
         let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
         match sys::statat(&*dir, name) {
             Ok(st) => self.enter(&region, &Name::new(id, name), st).map(Some),
@@ -123,7 +128,10 @@ impl Volume {
         let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
         let at = Name::new(id, name);
         let kept = self.keep_alive(&region, &dir, &at);
+        // What it costs is settled while nobody writes to it.
+        let still = kept.as_ref().map(|o| o.content.lock());
         let r = self.namespace(&region, Op::Unlink { at, pmtime: Time::default() }, PRIMARY);
+        drop(still);
         self.done_with(kept, r)
     }
 
@@ -166,7 +174,9 @@ impl Volume {
         };
         let zero = Time::default();
         let op = Op::Rename { from, to, flags, from_pmtime: zero, to_pmtime: zero };
+        let still = kept.as_ref().map(|o| o.content.lock());
         let r = self.namespace(&region, op, PRIMARY);
+        drop(still);
         self.done_with(kept, r)
     }
 
@@ -191,8 +201,29 @@ impl Volume {
             let _under_way = self.names.read();
             self.order.namespace(self.vol, op, side, &mut |op, pre, _| self.objects.follow(region, op, pre))?
         };
-        self.order.wait(named.seq)?;
+        self.order.answer(named.seq, &mut || self.take_back(region, &named))?;
         Ok(named)
+    }
+
+    /// Undoes an operation on names, if what it made or moved is still there.
+    fn take_back(&self, region: &Region, named: &Named) -> Result<()> {
+        let Some((op, ino)) = &named.back else { return Err(Error::failed("what it removed is gone")) };
+        let [Some(at), _] = op.names() else { return Err(Error::failed("not an operation on names")) };
+        if region.look(at)?.is_none_or(|(st, _)| st.ino != *ino) {
+            return Err(Error::failed(format!("{} is another object now", region.path_of(at))));
+        }
+        let kept = match op {
+            Op::Rename { .. } => None,
+            _ => self.keep_alive(region, &*region.dirfd(at.dir)?, at),
+        };
+        let r = {
+            let _under_way = self.names.read();
+            self.order.take_back(self.vol, op.clone(), &mut |op, pre, _| self.objects.follow(region, op, pre))
+        };
+        if let (Err(_), Some(o)) = (&r, kept) {
+            o.unkeep();
+        }
+        r
     }
 }
 

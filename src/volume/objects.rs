@@ -3,8 +3,11 @@
 //! fuser 0.18 shows a node's number as its `st_ino`, so that the node number is the local inode number (the root: 1),
 //! as stable as the filesystem below. An object whose last name is gone keeps a descriptor, so that the number is not
 //! given out again while the kernel knows it.
+//!
+//! Of an exported volume (NFS) nothing is forgotten while it exists: a file handle is a node number and a generation, and
+//! comes back long after the kernel forgot the node.
 
-use crate::base::{DirId, Error, LinkId, Name, Result};
+use crate::base::{DirId, Error, LinkId, Name, Result, random_u64};
 use crate::format::op::{Op, RENAME_EXCHANGE, Target};
 use crate::pair::change::What;
 use crate::store::exec::{Before, Pre};
@@ -13,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Node number of the root.
 pub const ROOT: u64 = 1;
@@ -44,6 +47,8 @@ pub struct Inherit {
 pub struct Object {
     /// Its node number.
     pub node: u64,
+    /// Tells it from others that had or will have its number: of an exported volume, else 0.
+    pub generation: u32,
     /// Its type (`S_IFMT` bits).
     pub kind: u32,
     /// Its inode number in the present region.
@@ -55,14 +60,19 @@ pub struct Object {
     pub(super) content: Mutex<()>,
     /// Open handles that may write.
     pub(super) writers: AtomicU64,
+    /// A file that was made here and never got `security.capability`, which the kernel asks for at its first write.
+    pub(super) plain: AtomicBool,
+    /// The last entry that was answered before the sync site had it, and that nobody has waited for since; 0: none.
+    pub(super) owed: AtomicU64,
     /// Of a directory, once known; cleared when its mode, group or ACL change.
     pub(super) inherit: Mutex<Option<Inherit>>,
 }
 
 impl Object {
-    fn new(node: u64, kind: u32, ino: u64, place: Place) -> Object {
+    fn new(node: u64, generation: u32, kind: u32, ino: u64, place: Place) -> Object {
         Object {
             node,
+            generation,
             kind,
             ino: AtomicU64::new(ino),
             lookups: AtomicU64::new(1),
@@ -70,6 +80,8 @@ impl Object {
             fd: Mutex::new(None),
             content: Mutex::new(()),
             writers: AtomicU64::new(0),
+            plain: AtomicBool::new(false),
+            owed: AtomicU64::new(0),
             inherit: Mutex::new(None),
         }
     }
@@ -131,6 +143,24 @@ struct Maps {
     by_node: HashMap<u64, Arc<Object>>,
     by_ino: HashMap<u64, Arc<Object>>,
     spare: u64,
+    /// The generation given out last, of an exported volume.
+    lasting: Option<u32>,
+}
+
+impl Maps {
+    fn remove(&mut self, o: &Arc<Object>) {
+        self.by_node.remove(&o.node);
+        let ino = o.ino();
+        if self.by_ino.get(&ino).is_some_and(|other| Arc::ptr_eq(other, o)) {
+            self.by_ino.remove(&ino);
+        }
+    }
+
+    fn remove_unknown(&mut self, o: &Arc<Object>) {
+        if o.lookups.load(Ordering::Relaxed) == 0 {
+            self.remove(o);
+        }
+    }
 }
 
 /// The table of known objects.
@@ -141,11 +171,21 @@ pub struct Objects {
 impl Objects {
     /// With the root, whose inode number is given.
     pub fn new(root_ino: u64) -> Objects {
-        let root = Arc::new(Object::new(ROOT, libc::S_IFDIR, root_ino, Place::Dir(DirId::ROOT)));
+        let root = Arc::new(Object::new(ROOT, 0, libc::S_IFDIR, root_ino, Place::Dir(DirId::ROOT)));
         let mut m = Maps { spare: FIRST_SPARE, ..Maps::default() };
         m.by_node.insert(ROOT, root.clone());
         m.by_ino.insert(root_ino, root);
         Objects { maps: RwLock::new(m) }
+    }
+
+    /// From now on nothing is forgotten that has a name.
+    pub fn outlast(&self) {
+        self.maps.write().lasting.get_or_insert(random_u64() as u32);
+    }
+
+    /// True after [`Objects::outlast`].
+    pub fn outlasts(&self) -> bool {
+        self.maps.read().lasting.is_some()
     }
 
     /// The object of a node number.
@@ -190,7 +230,11 @@ impl Objects {
             m.spare += 1;
             m.spare
         };
-        let o = Arc::new(Object::new(node, kind, ino, place));
+        let generation = m.lasting.as_mut().map_or(0, |g| {
+            *g = g.wrapping_add(1);
+            *g
+        });
+        let o = Arc::new(Object::new(node, generation, kind, ino, place));
         m.by_node.insert(node, o.clone());
         m.by_ino.insert(ino, o.clone());
         o
@@ -202,16 +246,19 @@ impl Objects {
             return;
         }
         let mut m = self.maps.write();
-        let Some(o) = m.by_node.get(&node) else { return };
+        let Some(o) = m.by_node.get(&node).cloned() else { return };
         let left = o.lookups.load(Ordering::Relaxed).saturating_sub(n);
         o.lookups.store(left, Ordering::Relaxed);
-        if left == 0
-            && let Some(o) = m.by_node.remove(&node)
-        {
-            let ino = o.ino();
-            if m.by_ino.get(&ino).is_some_and(|other| Arc::ptr_eq(other, &o)) {
-                m.by_ino.remove(&ino);
-            }
+        if left > 0 {
+            return;
+        }
+        if m.lasting.is_none() {
+            return m.remove(&o);
+        }
+        drop(m);
+        let place = o.place.lock();
+        if *place == Place::Gone {
+            self.maps.write().remove_unknown(&o);
         }
     }
 
@@ -251,7 +298,9 @@ impl Objects {
             _ => {}
         }
         if *place == Place::Gone {
-            self.maps.write().by_ino.remove(&b.ino);
+            let mut m = self.maps.write();
+            m.by_ino.remove(&b.ino);
+            m.remove_unknown(&o);
         }
     }
 
@@ -266,7 +315,7 @@ impl Objects {
                 Place::Name(n) => region.look(&n).ok().flatten().map(|(st, _)| st),
                 Place::Gone => continue,
             };
-            match st.filter(|st| st.mode & libc::S_IFMT == o.kind) {
+            match st.map(|st| region.shown(st)).filter(|st| st.mode & libc::S_IFMT == o.kind) {
                 Some(st) => {
                     o.ino.store(st.ino, Ordering::Relaxed);
                     m.by_ino.insert(st.ino, o);

@@ -5,8 +5,10 @@
 //! (journal mark, before anything changes) and [`Order::commit`] (sequence and send, after it changed), so that
 //! conflicting operations get their sequence in the order in which they change the local tree.
 
-use crate::base::{Error, Result, Seq, VolId};
+use super::fence;
+use crate::base::{Error, Name, Result, Seq, VolId, time::Time};
 use crate::format::op::{Op, Target};
+use crate::os::sys;
 use crate::store::exec::{Acted, Pre, Side};
 use crate::store::region::Region;
 pub use crate::store::replica::Mark;
@@ -19,9 +21,34 @@ pub struct Named {
     pub op: Op,
     /// Stat and descriptor of what was made.
     pub acted: Acted,
-    /// Its place in the order, to [`Order::wait`] for.
+    /// Its place in the order, to [`Order::answer`] for.
     pub seq: Seq,
+    /// What takes it back, and the inode number that must be there for it. Where that is asked for and possible.
+    pub back: Option<(Op, u64)>,
 }
+
+impl Named {
+    /// What takes an operation on names back: `times` as [`Named::times`] gave them before it.
+    pub fn back(op: &Op, pre: &Pre, acted: &Acted, times: [Time; 2]) -> Option<(Op, u64)> {
+        let ino = acted.stat.map(|st| st.ino).or(pre.first.map(|b| b.ino))?;
+        Some((fence::inverse(op, pre, times)?, ino))
+    }
+
+    /// The modification times of the parents of an operation's names.
+    pub fn times(region: &Region, op: &Op) -> Result<[Time; 2]> {
+        let of = |n: Option<&Name>| -> Result<Time> {
+            match n {
+                Some(n) => Ok(sys::fstat(&*region.dirfd(n.dir)?)?.mtime),
+                None => Ok(Time::default()),
+            }
+        };
+        let [first, second] = op.names();
+        Ok([of(first)?, of(second)?])
+    }
+}
+
+/// Changes a tree for [`Order::put_back`], told how the object is addressed: what it did, for the peers, and how it ended.
+pub type PutBack<'a> = &'a mut dyn FnMut(Option<&Target>) -> (Vec<(Op, Vec<u8>)>, Result<()>);
 
 /// The door. Errors carry the errno for the application.
 pub trait Order: Send + Sync {
@@ -56,9 +83,56 @@ pub trait Order: Send + Sync {
     /// Waits until the sync site has everything up to `seq` (returns at once where that is not promised).
     fn wait(&self, seq: Seq) -> Result<()>;
 
-    /// fsync: everything answered so far is durable at the sync site and in our own journal when this returns. The
-    /// caller syncs the local file itself, at the same time if it likes.
-    fn barrier(&self) -> Result<()>;
+    /// True where what the page cache writes may be answered before the sync site has it: whoever closes or syncs the file
+    /// waits for it then.
+    fn defers(&self) -> bool {
+        !self.undoes()
+    }
+
+    /// Before such a change is answered: waits until the sync site lacks few of the entries before `seq`.
+    fn pace(&self, seq: Seq) -> Result<()> {
+        let _ = seq;
+        Ok(())
+    }
+
+    /// True where a change must come with what undoes it: the fence may refuse it after it was done.
+    fn undoes(&self) -> bool {
+        false
+    }
+
+    /// Ends what this thread began with [`Order::begin`] or [`Order::namespace`], and whose last place is `seq`: waits as
+    /// [`Order::wait`]. When it is refused, `undo` is called, once, after those of everything later; then the error is
+    /// returned.
+    fn answer(&self, seq: Seq, undo: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let _ = undo;
+        self.wait(seq)
+    }
+
+    /// Ends what this thread began, without an answer to wait for.
+    fn leave(&self) {}
+
+    /// Within an undo: does an operation on names as a peer would, whether mutations are allowed or not.
+    fn take_back(&self, vol: VolId, op: Op, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<()> {
+        let _ = (vol, op, done);
+        Err(Error::failed("nothing is undone here"))
+    }
+
+    /// Within an undo: marks, then lets `act` change an object, and sends what it did, whether mutations are allowed or
+    /// not.
+    fn put_back(
+        &self,
+        vol: VolId,
+        locate: &dyn Fn() -> Option<Target>,
+        marks: &[Mark],
+        act: PutBack<'_>,
+    ) -> Result<()> {
+        let _ = (vol, locate, marks, act);
+        Err(Error::failed("nothing is undone here"))
+    }
+
+    /// fsync: everything answered so far is durable at the sync site and in our own journal when this returns. `local`
+    /// is called once, while the sync site is at it: the caller syncs the local file there.
+    fn barrier(&self, local: &mut dyn FnMut()) -> Result<()>;
 
     /// True when every write(2) must be answered by the sync site (`write_through`): no kernel writeback.
     fn write_through(&self) -> bool;
@@ -100,7 +174,7 @@ impl Order for LocalOrder {
         self.region.settle(&op, &pre)?;
         done(&op, &pre, &acted);
         *seq += 1;
-        Ok(Named { op, acted, seq: Seq(*seq) })
+        Ok(Named { op, acted, seq: Seq(*seq), back: None })
     }
     fn begin(&self, _vol: VolId, locate: &dyn Fn() -> Option<Target>, _mark: Mark) -> Result<bool> {
         let _order = self.seq.lock();
@@ -123,7 +197,8 @@ impl Order for LocalOrder {
     fn wait(&self, _seq: Seq) -> Result<()> {
         Ok(())
     }
-    fn barrier(&self) -> Result<()> {
+    fn barrier(&self, local: &mut dyn FnMut()) -> Result<()> {
+        local();
         Ok(())
     }
     fn write_through(&self) -> bool {

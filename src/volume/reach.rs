@@ -33,17 +33,17 @@ impl Volume {
         })
     }
 
-    /// The object's stat.
+    /// The object's stat, as it is shown.
     pub(super) fn stat_object(&self, obj: &Object) -> Result<Stat> {
         self.settled(|region| {
             if let Some(fd) = obj.kept() {
-                return Ok(sys::fstat(&*fd)?);
+                return Ok(region.shown(sys::fstat(&*fd)?));
             }
             match obj.place() {
-                Place::Dir(id) => Ok(sys::fstat(&*region.dirfd(id)?)?),
+                Place::Dir(id) => Ok(region.shown(sys::fstat(&*region.dirfd(id)?)?)),
                 Place::Name(n) => {
                     let st = sys::statat(&*region.dirfd(n.dir)?, &n.name)?;
-                    if st.ino == obj.ino() { Ok(st) } else { Err(stale()) }
+                    if st.ino == obj.ino() { Ok(region.shown(st)) } else { Err(stale()) }
                 }
                 Place::Gone => Err(stale()),
             }
@@ -77,21 +77,11 @@ impl Volume {
             }
         });
         match r {
-            Err(e) if e.errno == libc::EACCES => self.open_own(obj, flags),
+            // An ordinary user's node may own files whose mode keeps it out, which the kernel decided this open may have
+            // (a write-only file is opened for reading too, for the page cache).
+            Err(e) if e.errno == libc::EACCES => self.region().lend(&*self.path_fd(obj)?, flags),
             r => r,
         }
-    }
-
-    /// An ordinary user's node may own files whose mode keeps it out, which the kernel decided this open may have (a
-    /// write-only file is opened for reading too, for the page cache): it lends itself the permission for a moment.
-    fn open_own(&self, obj: &Object, flags: i32) -> Result<OwnedFd> {
-        let fd = self.path_fd(obj)?;
-        let st = sys::fstat(&*fd)?;
-        let more = if st.is_dir() { 0o700 } else { 0o600 };
-        sys::chmod_fd(&*fd, st.perm() | more)?;
-        let r = sys::reopen(&*fd, flags);
-        sys::chmod_fd(&*fd, st.perm())?;
-        Ok(r?)
     }
 
     /// The descriptor of a directory by node.
@@ -119,6 +109,7 @@ impl Volume {
 
     /// Makes an object found at a name known to the kernel once more.
     pub(super) fn enter(&self, region: &Region, at: &Name, st: Stat) -> Result<super::Node> {
+        let st = region.shown(st);
         let place = match st.is_dir() {
             false => Place::Name(at.clone()),
             true => match region.dir_by_ino(st.ino) {
@@ -135,6 +126,31 @@ impl Volume {
             },
         };
         Ok(super::Node::of(&self.objects.enter(st.ino, st.mode & libc::S_IFMT, place), st))
+    }
+
+    /// An object by its node number alone: what a file handle refers to. Counts it as known to the kernel once more.
+    pub(super) fn itself(&self, node: u64) -> Result<super::Node> {
+        let obj = self.objects.get(node)?;
+        let st = self.stat_object(&obj)?;
+        let place = obj.place();
+        match place {
+            Place::Gone => Err(stale()),
+            _ => Ok(super::Node::of(&self.objects.enter(obj.ino(), obj.kind, place), st)),
+        }
+    }
+
+    /// The directory above a directory. Counts it as known to the kernel once more.
+    pub(super) fn above(&self, node: u64) -> Result<super::Node> {
+        let id = self.objects.get(node)?.dir_id()?;
+        let (fd, parent) = self.settled(|region| {
+            let parent = match id {
+                DirId::ROOT => id,
+                _ => region.ids.read().dir(id).map(|d| d.parent).ok_or_else(stale)?,
+            };
+            Ok((region.dirfd(parent)?, parent))
+        })?;
+        let st = sys::fstat(&*fd)?;
+        self.enter(&self.region(), &Name::new(parent, b"."), st)
     }
 
     /// Before a name may go: if the kernel knows the object and this is its last name, it gets a descriptor to live on.

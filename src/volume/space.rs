@@ -3,6 +3,7 @@
 use super::Volume;
 use super::caller::Caller;
 use super::change::{Change, file_name};
+use super::image::Of;
 use super::order::Mark;
 use crate::base::{Error, Result};
 use crate::format::op::Op;
@@ -15,6 +16,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 const COPY_BYTES_MAX: u64 = 64 << 20;
 const KEEP_SIZE: u32 = 1;
 const PUNCH_HOLE: u32 = 2;
+const ZERO_RANGE: u32 = 16;
 
 impl Volume {
     /// fallocate(2).
@@ -27,14 +29,22 @@ impl Volume {
     }
 
     fn allocate(&self, c: &mut Change<'_>, fd: &OwnedFd, mode: u32, off: u64, len: u64, who: &Caller) -> Result<()> {
-        let before = sys::fstat(fd)?;
+        let before = c.stat(fd)?;
         // Collapse and insert move everything behind them; all but KEEP_SIZE may change the size.
         let to = if mode & KEEP_SIZE != 0 && mode & 0o50 == 0 { off.saturating_add(len) } else { u64::MAX };
         let mark = Mark::Data { from: off.min(before.size), to };
-        c.begin(mark)?;
+        // What is beyond the end and what gives space back costs nothing.
+        let end =
+            if mode & KEEP_SIZE != 0 { before.size.min(off.saturating_add(len)) } else { off.saturating_add(len) };
+        let adds = mode & !(KEEP_SIZE | ZERO_RANGE) == 0 && off < end;
+        c.charge(fd, &before, off, if adds { end } else { off })?;
+        // Collapse and insert change everything behind them.
+        let changed = if mode & 0o50 == 0 { off.saturating_add(len) } else { u64::MAX };
+        c.begin(mark, fd, Of::Content(off, changed))?;
         if let Err(e) = sys::fallocate(fd, mode, off, len) {
             // A full disk may have cut it short after the size grew.
             let st = sys::fstat(fd)?;
+            c.settle(&st);
             if st.size != before.size {
                 c.commit(mark, &|t| Op::Truncate { at: file_name(t), size: st.size, mtime: Some(st.mtime) }, &[])?;
             } else {
@@ -43,6 +53,7 @@ impl Volume {
             return Err(e.into());
         }
         let (st, bits) = c.strip(fd, &before, Some(who))?;
+        c.settle(&st);
         c.commit(mark, &|t| Op::Fallocate { at: file_name(t), mode, off, len, mtime: Some(st.mtime) }, &[])?;
         c.commit_mode(bits)
     }
@@ -92,7 +103,7 @@ impl Volume {
             // A filesystem that cannot tell has no holes.
             Err(_) => from,
         };
-        let before = sys::fstat(dst)?;
+        let before = c.stat(dst)?;
         if data_at > from {
             let hole = (data_at - from).min(len);
             if to < before.size {
@@ -100,7 +111,7 @@ impl Volume {
                 self.allocate(c, dst, KEEP_SIZE | PUNCH_HOLE, to, n, who)?;
             }
             if to + hole > before.size {
-                self.truncate(c, dst, to + hole, who)?;
+                self.truncate(c, dst, to + hole, true, who)?;
             }
             return Ok(hole);
         }
@@ -112,21 +123,30 @@ impl Volume {
             return Ok(0);
         }
         let mark = Mark::Data { from: to, to: to + n as u64 };
-        c.begin(mark)?;
+        c.charge(dst, &before, to, to + n as u64)?;
+        c.begin(mark, dst, Of::Content(to, to + n as u64))?;
         let (done, r) = sys::pwrite_all(dst, chunk.get(..n).unwrap_or_default(), to);
         if done == 0 {
             c.undo(dst, &before)?;
             r?;
         }
         let (st, mode) = c.strip(dst, &before, Some(who))?;
+        c.settle(&st);
         let data = chunk.get(..done).unwrap_or_default();
         c.commit(mark, &|t| Op::Write { at: file_name(t), off: to, mtime: Some(st.mtime) }, data)?;
         c.commit_mode(mode)?;
         Ok(done as u64)
     }
 
-    /// Capacity and use of the filesystem under the region.
+    /// Capacity and use: of the volume where it has a capacity, never more than the filesystem below has.
     pub fn statfs(&self) -> Result<StatFs> {
-        Ok(sys::statfs(&**self.region().tree_fd())?)
+        let region = self.region();
+        let mut s = sys::statfs(&**region.tree_fd())?;
+        if let (capacity @ 1.., Some(used)) = (region.space.capacity(), region.space.used()) {
+            let unit = s.frsize.max(1);
+            let free = capacity.saturating_sub(used) / unit;
+            (s.blocks, s.bfree, s.bavail) = (capacity / unit, free.min(s.bfree), free.min(s.bavail));
+        }
+        Ok(s)
     }
 }

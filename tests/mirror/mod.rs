@@ -7,7 +7,7 @@ use kagami::fs::{MountHandle, MountOpts};
 use kagami::store::exec::{Acted, Pre, Side};
 use kagami::store::region::Region;
 use kagami::volume::Volume;
-use kagami::volume::order::{Mark, Named, Order};
+use kagami::volume::order::{Mark, Named, Order, PutBack};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +25,13 @@ pub struct MirrorOrder {
     pub refuse: AtomicBool,
     /// Every wait fails: what was done is in doubt.
     pub lose: AtomicBool,
+    /// The wait for a change of attributes fails.
+    pub lose_attrs: AtomicBool,
+    attrs: AtomicU64,
+    /// Every wait fails, and what was done is undone first.
+    pub undo: AtomicBool,
+    /// Why something could not be undone.
+    pub undo_failed: Mutex<Vec<String>>,
     /// What went wrong on the way to the copy: entries that do not survive their frame, or cannot be applied.
     faults: Arc<Mutex<Vec<String>>>,
 }
@@ -72,13 +79,15 @@ impl Order for MirrorOrder {
         self.allowed()?;
         let mut seq = self.seq.lock();
         let region = self.region(VolId(0));
+        let times = Named::times(&region, &op)?;
         let pre = region.prepare(&op)?;
         let acted = region.act(&mut op, side)?;
         region.settle(&op, &pre)?;
         done(&op, &pre, &acted);
         *seq += 1;
         self.send(*seq, &op, &[]);
-        Ok(Named { op, acted, seq: Seq(*seq) })
+        let back = Named::back(&op, &pre, &acted, times);
+        Ok(Named { op, acted, seq: Seq(*seq), back })
     }
     fn begin(&self, _vol: VolId, locate: &dyn Fn() -> Option<Target>, _mark: Mark) -> Result<bool> {
         self.allowed()?;
@@ -96,13 +105,56 @@ impl Order for MirrorOrder {
         let mut seq = self.seq.lock();
         let Some(t) = locate() else { return Ok(None) };
         *seq += 1;
-        self.send(*seq, &make(t), data);
+        let op = make(t);
+        if matches!(op, Op::SetAttr { .. }) {
+            self.attrs.store(*seq, Ordering::Release);
+        }
+        self.send(*seq, &op, data);
         Ok(Some(Seq(*seq)))
     }
-    fn wait(&self, _seq: Seq) -> Result<()> {
-        if self.lose.load(Ordering::Acquire) { Err(Error::os(libc::EIO)) } else { Ok(()) }
+    fn wait(&self, seq: Seq) -> Result<()> {
+        let attrs = self.lose_attrs.load(Ordering::Acquire) && seq.0 == self.attrs.load(Ordering::Acquire);
+        if attrs || self.lose.load(Ordering::Acquire) { Err(Error::os(libc::EIO)) } else { Ok(()) }
     }
-    fn barrier(&self) -> Result<()> {
+    fn undoes(&self) -> bool {
+        self.undo.load(Ordering::Acquire)
+    }
+    fn answer(&self, seq: Seq, undo: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        if !self.undoes() {
+            return self.wait(seq);
+        }
+        if let Err(e) = undo() {
+            self.undo_failed.lock().push(e.to_string());
+        }
+        Err(Error { kind: kagami::base::Kind::Refused, ..Error::os(libc::EIO) })
+    }
+    fn take_back(&self, _vol: VolId, mut op: Op, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<()> {
+        let mut seq = self.seq.lock();
+        let pre = self.region.prepare(&op)?;
+        let acted = self.region.act(&mut op, Side::Receiver)?;
+        self.region.settle(&op, &pre)?;
+        done(&op, &pre, &acted);
+        *seq += 1;
+        self.send(*seq, &op, &[]);
+        Ok(())
+    }
+    fn put_back(
+        &self,
+        _vol: VolId,
+        locate: &dyn Fn() -> Option<Target>,
+        _marks: &[Mark],
+        act: PutBack<'_>,
+    ) -> Result<()> {
+        let mut seq = self.seq.lock();
+        let (told, r) = act(locate().as_ref());
+        for (op, data) in told {
+            *seq += 1;
+            self.send(*seq, &op, &data);
+        }
+        r
+    }
+    fn barrier(&self, local: &mut dyn FnMut()) -> Result<()> {
+        local();
         Ok(())
     }
     fn write_through(&self) -> bool {
@@ -130,6 +182,10 @@ fn order(a: &Path, b: &Path, write_through: bool) -> (Arc<MirrorOrder>, Arc<Mute
         write_through,
         refuse: AtomicBool::new(false),
         lose: AtomicBool::new(false),
+        lose_attrs: AtomicBool::new(false),
+        attrs: AtomicU64::new(0),
+        undo: AtomicBool::new(false),
+        undo_failed: Mutex::new(Vec::new()),
         faults: faults.clone(),
     };
     (Arc::new(order), faults)

@@ -58,7 +58,11 @@ fn start_alone(lab: &Lab, target: &str) {
 /// A6: the old point until the commit, whoever is killed; afterwards the new one.
 #[test]
 fn a_resync_shows_the_old_point_or_the_new_one_whoever_is_killed() {
-    let lab = bed::made(&["--sites", "2"], |lab| fill(&lab.tree("primary")));
+    proc::ready_to_stop();
+    let lab = bed::made(&["--sites", "2"], |lab| {
+        fill(&lab.tree("primary"));
+        bed::configure(lab, "primary", "[limits]\nspool_mib = 0");
+    });
     lab.ok("up", &[]);
     settle(&lab);
     let (tree, old) = (lab.tree("sync"), lab.dir().join("old"));
@@ -153,7 +157,7 @@ fn a_resync_that_does_not_fit_harms_nothing_and_waits_for_room() {
     let lab = bed::made(&["--sites", "2"], |lab| {
         mount(lab, "size=64m");
         fs::write(lab.tree("primary").join("file"), Rng::new(1).bytes(8 * MIB)).unwrap();
-        bed::configure(lab, "primary", "[limits]\nqueue_memory_mib = 1");
+        bed::configure(lab, "primary", "[limits]\nqueue_memory_mib = 1\nspool_mib = 0");
     });
     lab.ok("up", &[]);
     settle(&lab);
@@ -176,6 +180,47 @@ fn a_resync_that_does_not_fit_harms_nothing_and_waits_for_room() {
     settle(&lab);
     lab.assert_trees_equal();
     // `lab down` leaves a mount alone that is not its own; the guard takes it away.
+    drop(lab);
+}
+
+/// A6: where the staging will never fit, the operator may have it copied in place; until that is done the target is no point.
+#[test]
+fn a6_a_resync_that_cannot_be_staged_is_done_in_place_by_order() {
+    let name = "a6_a_resync_that_cannot_be_staged_is_done_in_place_by_order";
+    if !support::is_root() {
+        return support::skipped(name, "needs root for a tmpfs");
+    }
+    let lab = bed::made(&["--sites", "2"], |lab| {
+        let mut c = std::process::Command::new("mount");
+        c.args(["-t", "tmpfs", "-o", "size=120m", "tmpfs"]).arg(lab.site_dir("sync").join("region"));
+        proc::run_ok(&mut c, bed::PATIENCE);
+        fs::write(lab.tree("primary").join("file"), Rng::new(1).bytes(64 * MIB)).unwrap();
+        bed::configure(lab, "primary", "[limits]\nqueue_memory_mib = 1\nspool_mib = 0");
+        bed::configure(lab, "sync", "[limits]\nlog_mib = 32");
+    });
+    lab.ok("up", &[]);
+    settle(&lab);
+    let order = |words: &[&str]| lab.at("primary", words);
+    let out = order(&["pair", "resync", "lab", "sync", "--in-place"]);
+    assert_eq!(out.status.code(), Some(4), "a pair in step needs none: {}", proc::text(&out.stderr));
+    lab.cut("sync");
+    fs::write(lab.mnt().join("file"), Rng::new(2).bytes(66 * MIB)).unwrap();
+    lab.join("sync");
+    until(&lab, "primary", "sync", "PSUE for want of space", |p| {
+        p["state"] == "PSUE" && p["reason"].as_str().is_some_and(|r| r.contains("needs-space"))
+    });
+    let out = order(&["pair", "resync", "lab", "sync", "--in-place"]);
+    assert!(out.status.success(), "{}", proc::text(&out.stderr));
+    lab.wait_pair("primary", "sync", "PAIR", bed::PATIENCE);
+    settle(&lab);
+    lab.assert_trees_equal();
+    // What was ordered was for this time only.
+    lab.cut("sync");
+    fs::write(lab.mnt().join("small"), "small").unwrap();
+    lab.join("sync");
+    lab.wait_pair("primary", "sync", "PAIR", bed::PATIENCE);
+    settle(&lab);
+    assert_eq!(said(&lab, "primary", "pair sync: first copy:"), 2, "the first one, and the one in place");
     drop(lab);
 }
 

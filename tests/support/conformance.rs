@@ -108,17 +108,18 @@ pub fn pjdfstest(dir: &Path, patterns: &[&str]) -> Report {
     Report::parse(&said)
 }
 
-/// Mixes of fsx: what is stressed, and its configuration ("" is its default: read, write, truncate, mapped both).
+/// Mixes of fsx: what is stressed, and its configuration ("" is its default: read, write, truncate, mapped both). Where it
+/// calls fallocate(2), no length is 0: that is EINVAL everywhere, and fsx takes it for an error.
 pub const FSX_MIXES: [(&str, &str); 7] = [
     ("default", ""),
     ("mmap", "[weights]\nmapread = 10\nmapwrite = 20\nread = 5\nwrite = 5\ntruncate = 2\ninvalidate = 2\nfsync = 1\n"),
     (
         "holes",
-        "flen = 1048576\n[opsize]\nmin = 0\nmax = 131072\n[weights]\nread = 10\nwrite = 10\ntruncate = 5\nmapread = 2\nmapwrite = 2\npunch_hole = 10\nposix_fallocate = 5\n",
+        "flen = 1048576\n[opsize]\nmin = 1\nmax = 131072\n[weights]\nread = 10\nwrite = 10\ntruncate = 5\nmapread = 2\nmapwrite = 2\npunch_hole = 10\nposix_fallocate = 5\n",
     ),
     (
         "punch",
-        "[weights]\nread = 10\nwrite = 10\ntruncate = 0\nmapread = 0\nmapwrite = 5\npunch_hole = 20\nfdatasync = 1\nclose_open = 1\n",
+        "[opsize]\nmin = 1\nmax = 65536\n[weights]\nread = 10\nwrite = 10\ntruncate = 0\nmapread = 0\nmapwrite = 5\npunch_hole = 20\nfdatasync = 1\nclose_open = 1\n",
     ),
     ("truncate", "[weights]\nread = 10\nwrite = 10\ntruncate = 30\nmapread = 3\nmapwrite = 3\nclose_open = 3\n"),
     (
@@ -127,7 +128,7 @@ pub const FSX_MIXES: [(&str, &str); 7] = [
     ),
     (
         "everything",
-        "[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 5\nmapwrite = 5\nread = 10\nwrite = 10\ntruncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 3\npunch_hole = 3\nsendfile = 3\nposix_fadvise = 3\ncopy_file_range = 3\n",
+        "[opsize]\nmin = 1\nmax = 65536\n[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 5\nmapwrite = 5\nread = 10\nwrite = 10\ntruncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 3\npunch_hole = 3\nsendfile = 3\nposix_fadvise = 3\ncopy_file_range = 3\n",
     ),
 ];
 

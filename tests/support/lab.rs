@@ -28,6 +28,8 @@ pub struct Lab {
     ordinary: bool,
     /// The program; for the ordinary user a copy, for the build may lie where he may not look.
     program: PathBuf,
+    /// A process in whose network all of it runs.
+    net: Option<i32>,
     watcher: Option<std::process::Child>,
     down: bool,
 }
@@ -67,7 +69,12 @@ impl Lab {
             program = copy;
         }
         let watcher = watch(&dir);
-        Self { dir, _temp: temp, ordinary, program, watcher, down: false }
+        Self { dir, _temp: temp, ordinary, program, net: None, watcher, down: false }
+    }
+
+    /// From now on everything runs in the network of this process.
+    pub fn within(&mut self, net: &super::net::Net) {
+        self.net = Some(net.pid());
     }
 
     pub fn dir(&self) -> &Path {
@@ -102,7 +109,14 @@ impl Lab {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = match self.net {
+            None => Command::new(&self.program),
+            Some(pid) => {
+                let mut c = Command::new("nsenter");
+                c.arg(format!("--net=/proc/{pid}/ns/net")).arg("--").arg(&self.program);
+                c
+            }
+        };
         if self.ordinary {
             proc::as_user(&mut command, self._temp.path());
         }
@@ -125,14 +139,22 @@ impl Lab {
         proc::text(&out.stdout)
     }
 
-    /// The last lines of every site's log.
+    /// The last lines of the log of every node in the lab's directory, also of those that the lab does not know.
     pub fn log_tails(&self) -> String {
         let tail = |site: &str| {
             let log = self.log(site);
             let lines: Vec<_> = log.lines().collect();
             format!("--- {site}\n{}\n", lines[lines.len().saturating_sub(15)..].join("\n"))
         };
-        SITES.iter().map(|s| tail(s)).collect()
+        let mut nodes: Vec<String> = std::fs::read_dir(self.dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|e| e.path().join("node.log").exists())
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
+        nodes.sort();
+        nodes.iter().map(|s| tail(s)).collect()
     }
 
     #[track_caller]

@@ -6,10 +6,14 @@
 pub mod answered;
 pub mod conformance;
 pub mod lab;
+pub mod machines;
+pub mod net;
+pub mod ns;
 pub mod points;
 pub mod posix;
 pub mod proc;
 pub mod random;
+pub mod serve;
 pub mod sys;
 pub mod tree;
 
@@ -91,6 +95,14 @@ pub fn assert_same(a: &std::path::Path, b: &std::path::Path) {
     if let Err(differences) = compare_trees(a, b) {
         panic!("{} and {} differ:\n  {}", a.display(), b.display(), differences.join("\n  "));
     }
+}
+
+/// As [`assert_same`], soon: `kagami lab wait` is about the sites, and a leg has what was answered in its log before it is in its
+/// tree.
+#[track_caller]
+pub fn assert_same_soon(a: &std::path::Path, b: &std::path::Path) {
+    proc::wait_until(std::time::Duration::from_secs(30), || compare_trees(a, b).is_ok());
+    assert_same(a, b);
 }
 
 /// Where tests make their directories: a real disk that other users can get to, by a short path (a socket's path has

@@ -301,23 +301,15 @@ pub fn find_point(roots: &[PathBuf], seed: u64, limit: u64) -> Result<u64, Strin
             sum = sum.wrapping_add(hash(volume, path, *mode, content, *size));
         }
     }
+    // Some states are met again (a directory made and removed, a chmod there and back): the last of equal ones counts.
     let mut model = Model::new(roots.len(), seed);
+    let mut last = None;
     loop {
         if model.sum == sum {
-            // A step may change nothing (a chmod to the mode that is there): the last of equal states.
-            loop {
-                let n = model.n;
-                if n >= limit {
-                    return Ok(n);
-                }
-                model.advance();
-                if model.sum != sum {
-                    return Ok(n);
-                }
-            }
+            last = Some(model.n);
         }
         if model.n >= limit {
-            return Err(explain(roots, &found, seed, limit));
+            return last.ok_or_else(|| explain(roots, &found, seed, limit));
         }
         model.advance();
     }

@@ -99,12 +99,33 @@ pub fn as_user<'a>(command: &'a mut Command, home: &Path) -> &'a mut Command {
     command
 }
 
-/// True while a process of this id exists (a zombie does not count).
+/// True while a process of this id exists (a zombie does not count, unless threads of it are still in the kernel and hold
+/// its files and locks).
 pub fn alive(pid: i32) -> bool {
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')),
+        Ok(stat) => threads() > 1 || !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')),
         Err(_) => false,
     }
+}
+
+/// What a process takes of the machine: memory in bytes, descriptors, threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    pub memory: u64,
+    pub fds: usize,
+    pub threads: usize,
+}
+
+/// Resident memory, descriptors and threads of a process.
+pub fn usage(pid: u32) -> Use {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let number = |key: &str| {
+        let line = status.lines().find(|l| l.starts_with(key)).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    Use { memory: number("VmRSS:") << 10, fds, threads: number("Threads:") as usize }
 }
 
 /// The name of the program that a process runs.
@@ -112,7 +133,42 @@ pub fn program_of(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
+/// Lets processes go on that were stopped, each 50 s after its number was written to it; all of them when this program ends.
+const RESUMER: &str = "\
+import os, select, time
+todo = []
+while True:
+    r, _, _ = select.select([0], [], [], max(0, todo[0][0] - time.time()) if todo else None)
+    said = os.read(0, 4096) if r else None
+    todo += [(time.time() + 50, int(w)) for w in (said or b'').split()]
+    due = [p for t, p in todo if said == b'' or t <= time.time()]
+    todo = todo[len(due):]
+    for p in due:
+        try: os.kill(p, 18)
+        except ProcessLookupError: pass
+    if said == b'': break
+";
+
+/// A process that was stopped goes on after a while in any case: what this program starts meanwhile may have got a file of its
+/// mount with it, which is closed before another program runs in it, and whoever has to end the stop may be waiting for that.
+/// Called before a stop that must be at once.
+pub fn ready_to_stop() -> &'static std::sync::Mutex<std::process::ChildStdin> {
+    static IT: std::sync::OnceLock<std::sync::Mutex<std::process::ChildStdin>> = std::sync::OnceLock::new();
+    IT.get_or_init(|| {
+        let mut c = Command::new("/usr/bin/python3");
+        c.args(["-c", RESUMER]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = c.spawn().expect("who ends the stop");
+        let pipe = child.stdin.take().expect("a pipe");
+        std::thread::spawn(move || child.wait());
+        std::sync::Mutex::new(pipe)
+    })
+}
+
 pub fn kill(pid: i32, signal: i32) {
+    if pid > 1 && signal == libc::SIGSTOP {
+        let mut pipe = ready_to_stop().lock().expect("a lock");
+        std::io::Write::write_all(&mut *pipe, format!("{pid}\n").as_bytes()).expect("who ends the stop");
+    }
     if pid > 1 {
         // SAFETY: plain numbers; the process may be gone, which is fine.
         unsafe { libc::kill(pid, signal) };

@@ -13,11 +13,10 @@ impl LocalGroup {
             Ok(r) => return Ok(Arc::new(r)),
             Err(e) => e,
         };
-        for l in (0..role.legs.len() as u32).filter(|l| *l != role.active && role.primary) {
-            let place = self.place(role, l);
-            let leg = Leg::new(&self.state_dir, l, place.clone(), self.timing.link)?;
+        for l in role.further_legs().into_iter().filter(|_| role.primary) {
+            let leg = self.leg(role, l)?;
             if leg.pair.state() == crate::pair::state::State::Pair
-                && let Ok(r) = Replica::open(&place)
+                && let Ok(r) = Replica::open(leg.place())
             {
                 log::warn!("group {}: leg {} is lost ({first}); going on with leg {l}", self.cfg.name, role.active);
                 let r = Receiving::start(Arc::new(r))?.finish().map_err(|(e, _)| e)?;
@@ -28,19 +27,27 @@ impl LocalGroup {
         Err(first)
     }
 
+    /// A leg that is not the one in use.
+    pub(super) fn leg(&self, role: &Role, leg: u32) -> Result<Arc<Leg>> {
+        let ends = receipt::same_ends(self.cfg.volumes.iter());
+        Leg::new((&self.state_dir, &self.events), leg, self.place(role, leg), ends, self.timing.link)
+    }
+
     /// The leg in use failed: goes on with another one that has everything (MS-21). `None` when there is none.
     pub(super) fn fail_over(self: &Arc<Self>, old: &Arc<Group>, error: &Error) -> Option<Arc<Group>> {
         let leg = match &*self.run.lock() {
             Run::Primary(p) if Arc::ptr_eq(&p.group, old) => p.legs.iter().find(|l| l.is_good()).cloned()?,
             _ => return None,
         };
-        log::error!("group {}: the leg in use failed: {error}; going on with leg {}", self.cfg.name, leg.number);
+        log::warn!("group {}: the leg in use is left: {error}; going on with leg {}", self.cfg.name, leg.number);
+        // What is refused just now is undone on the leg that it was done on.
+        old.wait_refusal();
         let head = old.freeze();
         if !old.wait_all(head, Duration::from_secs(3)) || !leg.is_good() {
             old.thaw();
             return None;
         }
-        match self.change_leg(old, &leg) {
+        match self.change_leg(old, &leg, error) {
             Ok(g) => Some(g),
             Err(e) => {
                 log::error!("group {}: going on with leg {} failed: {e}", self.cfg.name, leg.number);
@@ -50,7 +57,7 @@ impl LocalGroup {
         }
     }
 
-    fn change_leg(self: &Arc<Self>, old: &Arc<Group>, leg: &Arc<Leg>) -> Result<Arc<Group>> {
+    fn change_leg(self: &Arc<Self>, old: &Arc<Group>, leg: &Arc<Leg>, error: &Error) -> Result<Arc<Group>> {
         let (senders, mut legs) = match &mut *self.run.lock() {
             Run::Primary(p) => (std::mem::take(&mut p.senders), p.legs.clone()),
             _ => return Err(Error::failed("the group is not primary any more")),
@@ -65,14 +72,19 @@ impl LocalGroup {
         role.active = leg.number;
         self.save_role(&role)?;
         legs.retain(|l| l.number != leg.number);
-        let lost =
-            Leg::from_lost(&self.state_dir, lost, self.place(&role, lost), old.replica.clone(), self.timing.link)?;
+        let lost = self.leg(&role, lost)?;
+        lost.adopt(old.replica.clone(), error);
         if lost.pair.state() != crate::pair::state::State::Smpl {
             let fault = crate::pair::state::Event::Fault(crate::pair::state::Reason::LocalFault);
             lost.pair.event(fault, Some("the leg was lost".into()))?;
         }
         legs.push(lost);
-        let (group, senders) = self.lead_on(replica, &legs, false)?;
+        self.count(&replica)?;
+        let back = self.pairs.iter().any(|p| p.mode == crate::pair::state::Mode::Sync && p.state() == State::Pair);
+        let (group, senders) = self.lead_on(replica, &legs, false, &[])?;
+        if back {
+            group.await_return();
+        }
         if let Run::Primary(p) = &mut *self.run.lock() {
             (p.group, p.legs, p.senders) = (group.clone(), legs, senders);
         }
@@ -90,12 +102,17 @@ impl LocalGroup {
         }
         let mut role = self.role()?.ok_or_else(|| Error::failed("the role was not saved"))?;
         let paths: Vec<Vec<u8>> = regions.iter().map(|p| bytes(p)).collect();
-        if role.legs.contains(&paths) {
-            return Err(Error::refused("this is a leg of the group already"));
-        }
-        let number = role.legs.len() as u32;
-        role.legs.push(paths);
-        let leg = Leg::new(&self.state_dir, number, self.place(&role, number), self.timing.link)?;
+        let number = match role.legs.iter().position(|l| *l == paths) {
+            None => {
+                role.legs.push(paths);
+                role.legs.len() - 1
+            }
+            // One that was removed comes back: it is copied anew.
+            Some(n) if role.removed.contains(&(n as u32)) => n,
+            Some(_) => return Err(Error::refused("this is a leg of the group already")),
+        } as u32;
+        role.removed.retain(|n| *n != number);
+        let leg = self.leg(&role, number)?;
         Replica::create(leg.place())?;
         let mut run = self.run.lock();
         let Run::Primary(p) = &mut *run else {
@@ -107,6 +124,52 @@ impl LocalGroup {
         p.senders.push(s);
         p.legs.push(leg);
         Ok(number)
+    }
+
+    /// Takes a leg out of the running mirror group. Its files stay where they are. The one in use is left for another one
+    /// first, if that has everything.
+    pub fn remove_leg(self: &Arc<Self>, number: u32) -> Result<()> {
+        let role = self.role()?.ok_or_else(|| Error::failed("the role was not saved"))?;
+        if number as usize >= role.legs.len() || role.removed.contains(&number) {
+            return Err(Error::config(format!(
+                "group {} has no leg {number} here; `kagami status` shows them",
+                self.cfg.name
+            )));
+        }
+        if role.active == number {
+            let order = match &*self.run.lock() {
+                Run::Primary(p) => p.order.clone(),
+                _ => return Err(Error::refused("legs are removed where the group is primary")),
+            };
+            if !order.leave(&Error::failed("it is removed by order")) {
+                return Err(Error::refused(format!(
+                    "leg {number} is in use, and no other leg has everything; `kagami status` shows them"
+                )));
+            }
+        }
+        let (leg, sender) = {
+            let mut run = self.run.lock();
+            let Run::Primary(p) = &mut *run else {
+                return Err(Error::refused("legs are removed where the group is primary"));
+            };
+            let at = p.legs.iter().position(|l| l.number == number);
+            let leg = p.legs.remove(at.ok_or_else(|| Error::failed(format!("leg {number} is not open")))?);
+            let sender = p.senders.iter().position(|s| s.pair == leg.pair.name).map(|i| p.senders.remove(i));
+            self.change_role(|r| r.removed.push(number))?;
+            (leg, sender)
+        };
+        leg.pair.event(crate::pair::state::Event::Delete, Some("removed by order".into()))?;
+        if let Some(s) = sender {
+            let (index, group) = (s.index, self.primary());
+            s.stop();
+            if let Some(g) = group {
+                g.update(index, |p| p.simplex = true);
+                g.queue.at_most(index, crate::volume::queue::Keep::Nothing);
+            }
+        }
+        leg.close();
+        log::info!("group {}: leg {number} was removed", self.cfg.name);
+        Ok(())
     }
 
     /// For `kagami status`: the leg in use first.

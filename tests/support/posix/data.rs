@@ -66,10 +66,13 @@ pub fn removed_open_directory(dir: &Path) {
 }
 
 /// A shared mapping, undone when dropped.
-struct Map(*mut u8, usize);
+pub struct Map(*mut u8, usize);
+
+// SAFETY: the mapping belongs to the process, not to a thread.
+unsafe impl Send for Map {}
 
 impl Map {
-    fn new(fd: RawFd, len: usize) -> Self {
+    pub fn new(fd: RawFd, len: usize) -> Self {
         let (access, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), len, access, shared, fd, 0) };
@@ -77,21 +80,28 @@ impl Map {
         Self(at.cast(), len)
     }
 
-    fn get(&self, at: usize) -> u8 {
+    pub fn get(&self, at: usize) -> u8 {
         assert!(at < self.1);
         // SAFETY: inside of the mapping and of the file.
         unsafe { self.0.add(at).read_volatile() }
     }
 
-    fn set(&self, at: usize, value: u8) {
+    pub fn set(&self, at: usize, value: u8) {
         assert!(at < self.1);
         // SAFETY: inside of the mapping and of the file.
         unsafe { self.0.add(at).write_volatile(value) }
     }
 
     fn sync(&self) {
+        self.try_sync().unwrap();
+    }
+
+    pub fn try_sync(&self) -> std::io::Result<()> {
         // SAFETY: our own mapping.
-        assert_eq!(unsafe { libc::msync(self.0.cast(), self.1, libc::MS_SYNC) }, 0);
+        match unsafe { libc::msync(self.0.cast(), self.1, libc::MS_SYNC) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A check panics when something is wrong; [`run_all`] collects the names and reasons of those that do.
 
-mod data;
+pub mod data;
 mod names;
 mod shared;
 

@@ -1,0 +1,258 @@
+//! After a power cut: the table of ids and the tree may each have lost what the other still has. The tree decides.
+
+use super::activity::ActiveDir;
+use super::region::Region;
+use crate::base::{DirId, LinkId, Name, Result};
+use crate::os::sys;
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// A directory met in the tree: where, and its inode number.
+struct Met {
+    at: Name,
+    ino: u64,
+}
+
+/// A name of something with several links, or of which the table says so.
+struct Linked {
+    at: Name,
+    ino: u64,
+    nlink: u64,
+}
+
+impl Region {
+    /// These directories, with everything below where an entry says so, as the table of ids has it.
+    pub fn expand(&self, dirs: &[ActiveDir]) -> BTreeSet<DirId> {
+        let mut out: BTreeSet<DirId> = dirs.iter().map(|d| d.dir).collect();
+        let below: BTreeSet<DirId> = dirs.iter().filter(|d| d.below).map(|d| d.dir).collect();
+        if below.is_empty() {
+            return out;
+        }
+        let ids = self.ids.read();
+        let mut inside: HashMap<DirId, bool> = below.iter().map(|d| (*d, true)).collect();
+        for (id, _) in ids.dirs() {
+            let (mut chain, mut at) = (Vec::new(), id);
+            let is = loop {
+                if let Some(known) = inside.get(&at) {
+                    break *known;
+                }
+                chain.push(at);
+                match ids.dir(at) {
+                    Some(r) if chain.len() <= ids.len() + 1 => at = r.parent,
+                    _ => break false,
+                }
+            };
+            inside.extend(chain.into_iter().map(|d| (d, is)));
+        }
+        out.extend(inside.into_iter().filter(|(_, is)| *is).map(|(d, _)| d));
+        out
+    }
+
+    /// Brings the table of ids in step with what is in these directories. Returns how many records were wrong.
+    pub fn mend(&self, scope: &BTreeSet<DirId>) -> Result<u64> {
+        self.forget_all();
+        let mut wrong = 0;
+        let mut seen: BTreeSet<DirId> = BTreeSet::new();
+        // A directory that is met at its new place makes those below it reachable, so until nothing is new.
+        loop {
+            let todo: Vec<DirId> = scope.iter().copied().filter(|d| !seen.contains(d)).collect();
+            let mut met = Vec::new();
+            let mut links = Vec::new();
+            let before = seen.len();
+            for d in todo {
+                if let Some(fd) = self.open_place(d)? {
+                    seen.insert(d);
+                    self.list(d, &fd, &mut met, &mut links)?;
+                }
+            }
+            wrong += self.mend_dirs(met)?;
+            wrong += self.mend_links(links)?;
+            if seen.len() == before {
+                break;
+            }
+        }
+        let dropped = self.drop_missing(scope)?;
+        self.forget_all();
+        Ok(wrong + dropped)
+    }
+
+    /// The directory at the place that the table tells, if its inode is the one known there.
+    fn open_place(&self, d: DirId) -> Result<Option<Arc<OwnedFd>>> {
+        match self.dirfd(d) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(e) if e.kind == crate::base::Kind::Corrupt || matches!(e.errno, libc::ENOENT | libc::ENOTDIR) => {
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn list(&self, d: DirId, fd: &Arc<OwnedFd>, met: &mut Vec<Met>, links: &mut Vec<Linked>) -> Result<()> {
+        let dir = sys::openat(&**fd, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        let (mut buf, mut list) = (vec![0u8; 64 << 10], Vec::new());
+        while sys::getdents(&dir, &mut buf, &mut list)? {}
+        for e in list.into_iter().filter(|e| e.name != b"." && e.name != b"..") {
+            let Ok(st) = sys::statat(&**fd, &e.name) else { continue };
+            let at = Name::new(d, e.name);
+            if st.is_dir() {
+                met.push(Met { at, ino: st.ino });
+            } else if st.nlink > 1 || self.ids.read().link_of(&at).is_some() {
+                links.push(Linked { at, ino: st.ino, nlink: st.nlink });
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories met: known by inode, they are where they were met; unknown ones take the id that the table has at that
+    /// name, or a new one.
+    fn mend_dirs(&self, met: Vec<Met>) -> Result<u64> {
+        let mut wrong = 0;
+        let mut unknown = Vec::new();
+        for m in met {
+            let known = {
+                let ids = self.ids.read();
+                ids.by_ino(m.ino)
+                    .map(|id| (id, ids.dir(id).is_some_and(|r| r.parent == m.at.dir && *r.name == *m.at.name)))
+            };
+            match known {
+                Some((_, true)) => {}
+                Some((id, false)) => {
+                    self.ids.write().put_dir(id, m.at.dir, &m.at.name, m.ino)?;
+                    wrong += 1;
+                }
+                None => unknown.push(m),
+            }
+        }
+        for m in unknown {
+            let mut ids = self.ids.write();
+            let there = ids.dirs().find(|(_, r)| r.parent == m.at.dir && *r.name == *m.at.name).map(|(id, _)| id);
+            let id = there.unwrap_or_else(|| ids.fresh_dir_id());
+            ids.put_dir(id, m.at.dir, &m.at.name, m.ino)?;
+            drop(ids);
+            self.forget_dirfd(id);
+            wrong += 1;
+            // Whatever is below it was made since, too.
+            let mut below = (Vec::new(), Vec::new());
+            if let Some(fd) = self.open_place(id)? {
+                self.list(id, &fd, &mut below.0, &mut below.1)?;
+            }
+            wrong += self.mend_dirs(below.0)? + self.mend_links(below.1)?;
+        }
+        Ok(wrong)
+    }
+
+    /// Names that are one file have one link id; a name that stands alone without having had company has none.
+    fn mend_links(&self, links: Vec<Linked>) -> Result<u64> {
+        let mut wrong = 0;
+        let mut by_ino: HashMap<u64, LinkId> = HashMap::new();
+        // Names that the table gives one id and that are several files: only those of one file keep it.
+        let mut owner: HashMap<LinkId, u64> = HashMap::new();
+        for l in &links {
+            let Some((lid, names)) = self.link_names(&l.at) else { continue };
+            let ino = *owner.entry(lid).or_insert_with(|| {
+                let found = names.iter().filter_map(|n| self.look(n).ok().flatten()).map(|(st, _)| st.ino);
+                found.max_by_key(|i| u64::from(*i == l.ino)).unwrap_or(l.ino)
+            });
+            if ino == l.ino {
+                by_ino.insert(l.ino, lid);
+            } else {
+                self.ids.write().drop_link(&l.at)?;
+                wrong += 1;
+            }
+        }
+        for l in links {
+            let has = self.ids.read().link_of(&l.at);
+            match (has, by_ino.get(&l.ino).copied()) {
+                (Some(_), _) => {}
+                (None, Some(lid)) => {
+                    self.ids.write().put_link(lid, &l.at)?;
+                    wrong += 1;
+                }
+                (None, None) if l.nlink > 1 => {
+                    let lid = self.ids.read().fresh_link_id();
+                    self.ids.write().put_link(lid, &l.at)?;
+                    by_ino.insert(l.ino, lid);
+                    wrong += 1;
+                }
+                (None, None) => {}
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Removes what was moved out of the way, and its directory ids.
+    pub fn sweep_staging(&self) -> Result<()> {
+        let fd = self.dirfd(DirId::STAGING)?;
+        self.sweep_dir(&fd)
+    }
+
+    fn sweep_dir(&self, dir: &OwnedFd) -> Result<()> {
+        let open = sys::openat(dir, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        let (mut buf, mut list) = (vec![0u8; 64 << 10], Vec::new());
+        while sys::getdents(&open, &mut buf, &mut list)? {}
+        for e in list.iter().filter(|e| e.name != b"." && e.name != b"..") {
+            let st = sys::statat(dir, &e.name)?;
+            if st.is_dir() || st.nlink <= 1 {
+                self.forget_kept(st.ino)?;
+            }
+            if st.is_dir() {
+                let sub = sys::openat(dir, &e.name, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+                self.sweep_dir(&sub)?;
+                sys::rmdirat(dir, &e.name)?;
+                let id = self.dir_by_ino(st.ino);
+                if let Some(id) = id {
+                    self.ids.write().drop_dir(id)?;
+                    self.forget_dirfd(id);
+                }
+            } else {
+                sys::unlinkat(dir, &e.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets directories and linked names of the table that are not in the tree.
+    fn drop_missing(&self, scope: &BTreeSet<DirId>) -> Result<u64> {
+        let mut wrong = 0;
+        // One that is gone takes those below it along, round by round.
+        loop {
+            let dirs: Vec<DirId> = {
+                let ids = self.ids.read();
+                let lost = |p: DirId| !p.is_internal() && p != DirId::ROOT && ids.dir(p).is_none();
+                let at = |(_, r): &(DirId, &super::idtable::DirRec)| scope.contains(&r.parent) || lost(r.parent);
+                ids.dirs().filter(at).map(|(id, _)| id).collect()
+            };
+            let mut gone = 0;
+            for id in dirs {
+                if self.open_place(id)?.is_none() {
+                    self.ids.write().drop_dir(id)?;
+                    self.forget_dirfd(id);
+                    gone += 1;
+                }
+            }
+            wrong += gone;
+            if gone == 0 {
+                break;
+            }
+        }
+        let names: Vec<Name> = {
+            let ids = self.ids.read();
+            ids.linked_names()
+                .filter(|n| scope.contains(&n.dir) || (n.dir != DirId::ROOT && ids.dir(n.dir).is_none()))
+                .cloned()
+                .collect()
+        };
+        for n in names {
+            if n.dir.is_internal() {
+                continue;
+            }
+            let there = self.open_place(n.dir)?.is_some_and(|fd| sys::statat(&*fd, &n.name).is_ok());
+            if !there {
+                self.ids.write().drop_link(&n)?;
+                wrong += 1;
+            }
+        }
+        Ok(wrong)
+    }
+}
