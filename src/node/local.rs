@@ -315,6 +315,7 @@ impl LocalGroup {
         if !role.primary {
             return self.receive(replica);
         }
+        let Some(replica) = self.received_first(replica)? else { return Ok(()) };
         if !fresh {
             match self.before_leading(&replica)? {
                 Before::Lead => {}

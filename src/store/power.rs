@@ -324,13 +324,17 @@ impl Replica {
 
     /// The replica is to lead. What the entry log had is durable in the tree: the log does not tell what comes now.
     pub fn end_receiving(&self) -> Result<()> {
-        let received = self.order().activity.replay().is_some();
-        if received {
+        if self.follows_log() {
             self.checkpoint()?;
         }
         let mut m = self.order();
         m.receiving = false;
         m.activity.no_replay()
+    }
+
+    /// True for a replica whose tree is changed by the entry log: it received last, and has not led since.
+    pub fn follows_log(&self) -> bool {
+        self.order().activity.replay().is_some()
     }
 
     /// Up to where the entry log may be given back.

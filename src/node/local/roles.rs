@@ -256,6 +256,25 @@ impl LocalGroup {
         }
     }
 
+    /// A site that was stopped between its new role and its first epoch: what it had received comes first, as in
+    /// [`LocalGroup::switch`] (G1). After a power cut that is all of the entry log since the last checkpoint. `None`: it
+    /// cannot be applied, and the site is the secondary that it was.
+    pub(super) fn received_first(&self, replica: Arc<Replica>) -> Result<Option<Arc<Replica>>> {
+        if !replica.follows_log() {
+            return Ok(Some(replica));
+        }
+        match Receiving::start(replica)?.finish() {
+            Ok(r) => Ok(Some(r)),
+            Err((e, receiving)) => {
+                log::error!("group {}: not taken over: {e}", self.cfg.name);
+                *self.note.lock() = Some(format!("not taken over: {e}"));
+                self.change_role(|r| (r.primary, r.task) = (false, Task::None))?;
+                self.set_run(Run::Secondary(Secondary { receiving, link: None }));
+                Ok(None)
+            }
+        }
+    }
+
     /// Mounts what waited for the fence.
     pub(super) fn mount_waiting(self: &Arc<Self>) {
         if self.primary().is_some_and(|g| g.accepts().is_ok()) && !self.waiting.lock().is_empty() {
