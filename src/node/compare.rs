@@ -237,13 +237,17 @@ impl Walk<'_> {
             }
             // Where it went, if it was renamed: its content must not slip through.
             if let (false, Target::File(n)) = (steady, &d.at)
-                && let Some(now) = watch.locate(d.vol, n).filter(|now| now != n)
+                && let Some(now) = watch.locate(d.vol, n, |l| self.another(d.vol, l)).filter(|now| now != n)
             {
                 self.again.push(Diff { at: Target::File(now), ..d.clone() });
             }
             self.again.push(d);
         }
         Ok(())
+    }
+
+    fn another(&self, vol: VolId, lid: LinkId) -> Option<Name> {
+        self.group.replica.region(vol).ok()?.ids.read().names_of(lid).first().cloned()
     }
 
     fn dirs(&mut self, vol: VolId, dirs: &[DirId]) -> Result<()> {

@@ -265,7 +265,8 @@ impl Session {
         if found.stat().is_dir() {
             return Ok(None);
         }
-        let lid = self.group.replica.region(vol)?.link_names(at).map(|(l, _)| l);
+        // By where it is now: at this name there may be another object by now.
+        let lid = found.lid();
         if let Some(lid) = lid
             && let Some(Linked { first, ino }) = linked.get(&lid).cloned()
         {
@@ -297,7 +298,7 @@ impl Session {
             }
             Some(_) => Ok(Some(Ask { vol, at: Target::File(at.clone()), ranges: vec![(0, u64::MAX)] })),
             None => {
-                let op = Op::Create { at: at.clone(), kind: found.kind()?, attr: found.attr(), pmtime };
+                let op = Op::Create { at: at.clone(), kind: found.kind(), attr: found.attr(), pmtime };
                 self.stage(vol, Op::Unlink { at: at.clone(), pmtime }, b"")?;
                 self.stage(vol, op, b"")?;
                 self.copy_content(src, vol, at, None, meter)?;
@@ -335,10 +336,10 @@ pub(super) fn same_kind(h: &Have, f: &super::source::Found) -> bool {
     let s = f.stat();
     h.mode & libc::S_IFMT == s.mode & libc::S_IFMT
         && h.rdev == s.rdev
-        && f.kind().is_ok_and(|k| match k {
+        && match f.kind() {
             NodeKind::Symlink(t) => t == h.target,
             _ => true,
-        })
+        }
 }
 
 /// Directory ids so that each comes after its parent.

@@ -75,18 +75,23 @@ impl Session {
     }
 
     fn repair_name(&mut self, w: &mut Work, vol: VolId, at: &Name) -> Step<()> {
-        let region = self.group.replica.region(vol)?.clone();
-        let mut names = vec![at.clone()];
-        if let Some((lid, all)) = region.link_names(at).filter(|(_, all)| all.len() > 1) {
-            if !w.groups.insert((vol, lid)) {
+        let (lid, names) = {
+            let _order = self.group.replica.order();
+            let links = self.group.replica.region(vol)?.link_names(at).filter(|(_, all)| all.len() > 1);
+            let (lid, names) = links.map_or_else(|| (None, vec![at.clone()]), |(l, all)| (Some(l), all));
+            // What is staged is at the point: names that changed since are not, and the next comparison sees them.
+            let watch = w.src.watch.lock();
+            if names.iter().any(|n| watch.renamed(vol, n, lid)) {
                 return Ok(());
             }
-            names = all;
-            self.repair_file(w, vol, &names, Some(lid))
-        } else {
-            self.repair_file(w, vol, &names, None)
+            (lid, names)
+        };
+        if lid.is_some_and(|l| !w.groups.insert((vol, l))) {
+            return Ok(());
         }
-        .inspect(|()| w.parents.extend(names.iter().map(|n| (vol, n.dir))))
+        self.repair_file(w, vol, &names, lid)?;
+        w.parents.extend(names.iter().map(|n| (vol, n.dir)));
+        Ok(())
     }
 
     /// One file with all its names.
@@ -117,7 +122,7 @@ impl Session {
             self.stage(vol, Op::Unlink { at: n.clone(), pmtime }, b"")?;
         }
         let Some(f) = found else { return Ok(()) };
-        self.stage(vol, Op::Create { at: first.clone(), kind: f.kind()?, attr: f.attr(), pmtime }, b"")?;
+        self.stage(vol, Op::Create { at: first.clone(), kind: f.kind(), attr: f.attr(), pmtime }, b"")?;
         if let Some(lid) = lid {
             for n in names.iter().skip(1) {
                 self.stage(vol, Op::Link { from: first.clone(), to: n.clone(), lid, pmtime }, b"")?;

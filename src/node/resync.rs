@@ -420,7 +420,7 @@ fn names_op(step: &Do, src: &Source, losses: &Losses) -> Result<(VolId, Op)> {
         }
         Do::MakeFile { vol, source, parked } => {
             let (kind, attr) = match src.find(*vol, source)? {
-                Some(f) => (f.kind()?, f.attr()),
+                Some(f) => (f.kind(), f.attr()),
                 None => (NodeKind::File, src.default_attr()),
             };
             (*vol, Op::Create { at: parked.clone(), kind, attr, pmtime })

@@ -1,10 +1,11 @@
 //! Reading the source's tree for a copy while it is in use: where an object is now, and what differs from the target.
 
 use super::tell;
-use crate::base::{DirId, Name, Result, VolId, limits, time};
+use crate::base::{DirId, LinkId, Name, Result, VolId, limits, time};
 use crate::format::msg::{BlockHash, Have, Told};
 use crate::format::op::{Attr, NodeKind, Op, Target};
 use crate::os::sys::{self, Stat};
+use crate::pair::change::What;
 use crate::pair::plan::Extent;
 use crate::store::kept::CAPABILITY;
 use crate::store::region::Region;
@@ -32,17 +33,27 @@ pub struct Found {
     at: Target,
     stat: Stat,
     fd: Option<OwnedFd>,
+    lid: Option<LinkId>,
+    /// Of what is neither opened nor a directory.
+    still: Option<Still>,
+}
+
+/// What was read of an object when it was found, since its name may be another's a moment later.
+struct Still {
+    /// A symlink's target.
+    target: Vec<u8>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Source {
-    /// The object that had this name at the point; `None` when it is gone. A regular file comes opened, so that it stays
-    /// reachable whatever happens to its name.
+    /// The object that had this name at the point; `None` when it is gone. It stays the same one whatever happens to its
+    /// names afterwards.
     pub fn find(&self, vol: VolId, at_q: &Name) -> Result<Option<Found>> {
         let region = self.replica.region(vol)?;
         // Within the order no name changes between asking where the object is and opening it.
         let _order = self.replica.order();
-        let Some(now) = self.watch.lock().locate(vol, at_q) else { return Ok(None) };
-        let Some((stat, _)) = (match region.look(&now) {
+        let Some(now) = self.locate(region, at_q) else { return Ok(None) };
+        let Some((stat, what)) = (match region.look(&now) {
             Ok(l) => l,
             Err(e) if e.errno == libc::ENOENT => None,
             Err(e) => return Err(e),
@@ -51,13 +62,27 @@ impl Source {
         };
         let stat = region.wanted(stat);
         let fd = if stat.is_file() { Some(region.open_file(&now, libc::O_RDONLY)?) } else { None };
-        Ok(Some(Found { region: region.clone(), at: Target::File(now), stat, fd }))
+        let lid = if let What::Linked(l) = what { Some(l) } else { None };
+        let still = if stat.is_file() || stat.is_dir() {
+            None
+        } else {
+            let dir = region.dirfd(now.dir)?;
+            let target = if stat.is_symlink() { sys::readlinkat(&*dir, &now.name)? } else { Vec::new() };
+            Some(Still { target, xattrs: region.xattrs(&dir, &now.name)? })
+        };
+        Ok(Some(Found { region: region.clone(), at: Target::File(now), stat, fd, lid, still }))
+    }
+
+    /// Where the object is now; within the order.
+    fn locate(&self, region: &Region, at_q: &Name) -> Option<Name> {
+        let other = |l: LinkId| region.ids.read().names_of(l).first().cloned();
+        self.watch.lock().locate(region.vol, at_q, other)
     }
 
     /// Bytes that comparing an extent of a file reads, as far as can be told without looking closely.
     pub fn extent(&self, vol: VolId, at_q: &Name, extent: &Extent) -> u64 {
-        let now = self.watch.lock().locate(vol, at_q);
-        let stat = self.replica.region(vol).ok().zip(now).and_then(|(r, n)| r.look(&n).ok().flatten());
+        let region = self.replica.region(vol).ok();
+        let stat = region.and_then(|r| r.look(&self.locate(r, at_q)?).ok().flatten());
         let size = stat.filter(|(s, _)| s.is_file()).map_or(0, |(s, _)| s.size);
         match extent {
             Extent::Whole => size,
@@ -71,7 +96,7 @@ impl Source {
         match region.dirfd(id) {
             Ok(fd) => {
                 let stat = region.wanted(sys::fstat(&*fd)?);
-                Ok(Some(Found { region: region.clone(), at: Target::Dir(id), stat, fd: None }))
+                Ok(Some(Found { region: region.clone(), at: Target::Dir(id), stat, fd: None, lid: None, still: None }))
             }
             Err(e) if e.errno == libc::ENOENT => Ok(None),
             Err(e) => Err(e),
@@ -96,36 +121,45 @@ impl Found {
         self.fd.as_ref()
     }
 
+    /// Its link id, when it has or had several links.
+    pub fn lid(&self) -> Option<LinkId> {
+        self.lid
+    }
+
+    /// Its stat, as late as it can be had.
+    fn stat_now(&self) -> Result<Stat> {
+        Ok(match (&self.fd, &self.still) {
+            (Some(fd), _) => sys::fstat(fd)?,
+            (None, Some(_)) => return Ok(self.stat),
+            (None, None) => sys::fstat(&*self.region.reach(&self.at)?.0)?,
+        })
+    }
+
+    fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        match (&self.fd, &self.still) {
+            (Some(fd), _) => self.region.xattrs(fd, b""),
+            (None, Some(s)) => Ok(s.xattrs.clone()),
+            (None, None) => self.region.xattrs(&self.region.reach(&self.at)?.0, b""),
+        }
+    }
+
     /// Its state now, as a receiver would tell it.
     pub fn have(&self) -> Result<Have> {
-        let (dir, name) = self.region.reach(&self.at)?;
-        let st = match (&self.fd, name.is_empty()) {
-            (Some(fd), _) => sys::fstat(fd)?,
-            (None, true) => sys::fstat(&*dir)?,
-            (None, false) => sys::statat(&*dir, name)?,
-        };
-        let mut h = tell::have(&self.region, &self.at, &st, false)?;
-        h.xattrs = match &self.fd {
-            Some(fd) => self.region.xattrs(fd, b"")?,
-            None => self.region.xattrs(&dir, name)?,
-        };
-        Ok(h)
+        let target = self.still.as_ref().map_or_else(Vec::new, |s| s.target.clone());
+        let have = tell::plain(&self.region, &self.stat_now()?, self.lid);
+        Ok(Have { target, xattrs: self.xattrs()?, ..have })
     }
 
     /// What it is.
-    pub fn kind(&self) -> Result<NodeKind> {
-        Ok(match self.stat.mode & libc::S_IFMT {
-            libc::S_IFLNK => {
-                let (dir, name) = self.region.reach(&self.at)?;
-                // A link that was moved or replaced this instant; the entries after the point set it right.
-                NodeKind::Symlink(sys::readlinkat(&*dir, name).unwrap_or_else(|_| b"?".to_vec()))
-            }
+    pub fn kind(&self) -> NodeKind {
+        match self.stat.mode & libc::S_IFMT {
+            libc::S_IFLNK => NodeKind::Symlink(self.still.as_ref().map_or_else(Vec::new, |s| s.target.clone())),
             libc::S_IFIFO => NodeKind::Fifo,
             libc::S_IFSOCK => NodeKind::Socket,
             libc::S_IFCHR => NodeKind::Char(self.stat.rdev),
             libc::S_IFBLK => NodeKind::Block(self.stat.rdev),
             _ => NodeKind::File,
-        })
+        }
     }
 
     /// Its mode, owner and time.
@@ -137,23 +171,14 @@ impl Found {
     /// The operations that give `to` at the target the attributes of this object. `have`: what it has; `written`: its
     /// content was changed, so its mtime is set in any case.
     pub fn attr_ops(&self, to: Target, have: Option<&Have>, written: bool) -> Result<Vec<Op>> {
-        let (dir, name) = self.region.reach(&self.at)?;
-        let now = match (&self.fd, name.is_empty()) {
-            (Some(fd), _) => sys::fstat(fd),
-            (None, true) => sys::fstat(&*dir),
-            (None, false) => sys::statat(&*dir, name),
-        };
-        let Ok(s) = now.map(|st| self.region.wanted(st)) else { return Ok(Vec::new()) };
+        let s = self.region.wanted(self.stat_now()?);
         let symlink = s.is_symlink();
         let mut ops = Vec::new();
         let owner = have.is_none_or(|h| h.uid != s.uid || h.gid != s.gid);
         // What was written to may have lost setuid and setgid on the way, and its capability.
         let lost = written && s.perm() & 0o6000 != 0;
         let mode = !symlink && (owner || lost || have.is_none_or(|h| h.mode & 0o7777 != s.perm()));
-        let xattrs = match &self.fd {
-            Some(fd) => self.region.xattrs(fd, b"")?,
-            None => self.region.xattrs(&dir, name).unwrap_or_default(),
-        };
+        let xattrs = self.xattrs()?;
         if owner || mode {
             ops.push(Op::SetAttr {
                 at: to.clone(),

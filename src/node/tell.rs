@@ -1,6 +1,6 @@
 //! What a receiver tells about its tree: states of objects, hashes of blocks, listings.
 
-use crate::base::{DirId, Name, Result, VolId, limits};
+use crate::base::{DirId, LinkId, Name, Result, VolId, limits};
 use crate::format::msg::{Ask, BlockHash, Have, Listed, Told};
 use crate::format::op::Target;
 use crate::os::sys::{self, Stat};
@@ -54,13 +54,25 @@ fn is_unwritten(fd: &OwnedFd, off: u64) -> Result<bool> {
 
 /// The state of an object whose stat is known, with what is kept beside it.
 pub fn have(region: &Region, at: &Target, st: &Stat, xattrs: bool) -> Result<Have> {
-    let st = &region.wanted(*st);
     let (dir, name) = region.reach(at)?;
     let lid = match at {
         Target::File(n) => region.ids.read().link_of(n),
         Target::Dir(_) => None,
     };
-    let mut h = Have {
+    let mut h = plain(region, st, lid);
+    if h.mode & libc::S_IFMT == libc::S_IFLNK {
+        h.target = sys::readlinkat(&*dir, name)?;
+    }
+    if xattrs {
+        h.xattrs = region.xattrs(&dir, name)?;
+    }
+    Ok(h)
+}
+
+/// The same without what is to be read of the object.
+pub fn plain(region: &Region, st: &Stat, lid: Option<LinkId>) -> Have {
+    let st = &region.wanted(*st);
+    Have {
         mode: st.mode,
         uid: st.uid,
         gid: st.gid,
@@ -73,14 +85,7 @@ pub fn have(region: &Region, at: &Target, st: &Stat, xattrs: bool) -> Result<Hav
         ino: st.ino,
         nlink: st.nlink,
         xattrs: Vec::new(),
-    };
-    if st.is_symlink() {
-        h.target = sys::readlinkat(&*dir, name)?;
     }
-    if xattrs {
-        h.xattrs = region.xattrs(&dir, name)?;
-    }
-    Ok(h)
 }
 
 /// Answers one question.

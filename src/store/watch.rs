@@ -22,6 +22,8 @@ pub struct Watch {
     origin: HashMap<Key, Option<Name>>,
     /// Name at Q → present names.
     now: HashMap<Key, Vec<Name>>,
+    /// Name at Q → the link id that its object had when one of its names went: it may have others.
+    left: HashMap<Key, LinkId>,
     /// Follow changes of content and attributes as well.
     follows_marks: bool,
     /// Objects whose content or attributes changed, by the name they had then.
@@ -77,7 +79,11 @@ impl Watch {
                 self.touch(vol, at, false);
                 self.set(vol, at, None);
             }
-            NsChange::Unlink { at, .. } | NsChange::Rmdir { at, .. } => {
+            NsChange::Unlink { at, what } => {
+                self.touch(vol, at, true);
+                self.removed(vol, at, *what);
+            }
+            NsChange::Rmdir { at, .. } => {
                 self.touch(vol, at, true);
                 self.leave(vol, at);
             }
@@ -90,7 +96,11 @@ impl Watch {
             NsChange::Rename { from, to, over, exchange, .. } => {
                 self.touch(vol, from, true);
                 self.touch(vol, to, over.is_some());
-                let (a, b) = (self.leave(vol, from), self.leave(vol, to));
+                let a = self.leave(vol, from);
+                let b = match over {
+                    Some(what) if !exchange => self.removed(vol, to, *what),
+                    _ => self.leave(vol, to),
+                };
                 self.set(vol, to, a);
                 if *exchange {
                     self.set(vol, from, b);
@@ -123,6 +133,15 @@ impl Watch {
         Some(o)
     }
 
+    /// The same when the name is removed from the object.
+    fn removed(&mut self, vol: VolId, n: &Name, what: What) -> Option<Name> {
+        let o = self.leave(vol, n)?;
+        if let What::Linked(l) = what {
+            self.left.insert((vol, o.clone()), l);
+        }
+        Some(o)
+    }
+
     fn set(&mut self, vol: VolId, n: &Name, o: Option<Name>) {
         if let Some(o) = &o {
             self.now.entry((vol, o.clone())).or_default().push(n.clone());
@@ -130,12 +149,19 @@ impl Watch {
         self.origin.insert((vol, n.clone()), o);
     }
 
-    /// Where the object that had this name at Q is now; `None` when it is gone.
-    pub fn locate(&self, vol: VolId, at_q: &Name) -> Option<Name> {
-        match self.now.get(&(vol, at_q.clone())) {
-            Some(v) => v.first().cloned(),
+    /// Where the object that had this name at Q is now; `None` when it is gone. `others`: the present names of a link id,
+    /// for an object whose other links did not come from this name.
+    pub fn locate(&self, vol: VolId, at_q: &Name, others: impl FnOnce(LinkId) -> Option<Name>) -> Option<Name> {
+        let key = (vol, at_q.clone());
+        match self.now.get(&key) {
+            Some(v) => v.first().cloned().or_else(|| self.left.get(&key).copied().and_then(others)),
             None => Some(at_q.clone()),
         }
+    }
+
+    /// True when the name, or those of its link id, are not what they were at Q.
+    pub fn renamed(&self, vol: VolId, n: &Name, lid: Option<LinkId>) -> bool {
+        !self.untouched(vol, n) || lid.is_some_and(|l| self.links.contains(&(vol, l)))
     }
 
     /// True when the name has not been touched since Q.
@@ -189,15 +215,40 @@ mod tests {
         w.note(v, &mv("a", "b", true, false)); // b at Q is gone
         w.note(v, &NsChange::Create { at: n("a") });
         w.note(v, &mv("c", "b", true, true)); // object a is at c, object c at b
-        assert_eq!(w.locate(v, &n("a")), Some(n("c")));
-        assert_eq!(w.locate(v, &n("b")), None);
-        assert_eq!(w.locate(v, &n("c")), Some(n("b")));
-        assert_eq!(w.locate(v, &n("x")), Some(n("x")));
+        let at = |w: &Watch, s: &str| w.locate(v, &n(s), |l| panic!("{s} never was one of several links: {l:?}"));
+        assert_eq!(at(&w, "a"), Some(n("c")));
+        assert_eq!(at(&w, "b"), None);
+        assert_eq!(at(&w, "c"), Some(n("b")));
+        assert_eq!(at(&w, "x"), Some(n("x")));
         w.note(v, &NsChange::Link { from: n("c"), to: n("d"), lid: crate::base::LinkId(1) });
         w.note(v, &NsChange::Unlink { at: n("c"), what: What::File });
-        assert_eq!(w.locate(v, &n("a")), Some(n("d")));
+        assert_eq!(at(&w, "a"), Some(n("d")));
         let mut names = w.names_at_q(v, DirId::ROOT, vec![b"a".to_vec(), b"b".to_vec(), b"d".to_vec(), b"x".to_vec()]);
         names.sort();
         assert_eq!(names, vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec(), b"x".to_vec()]);
+    }
+    /// G5: of a file with several links, the name that a copy knows it by goes; its content is still at the others.
+    #[test]
+    fn finds_a_file_by_its_other_links() {
+        let (v, lid) = (VolId(0), LinkId(7));
+        let over = Some(What::Linked(lid));
+        for gone in [
+            NsChange::Unlink { at: n("a"), what: What::Linked(lid) },
+            NsChange::Rename { from: n("x"), to: n("a"), moved: What::File, over, exchange: false },
+        ] {
+            let mut w = Watch::default();
+            w.note(v, &gone);
+            let mut asked = None;
+            let found = w.locate(v, &n("a"), |l| {
+                asked = Some(l);
+                Some(n("b"))
+            });
+            assert_eq!((found, asked), (Some(n("b")), Some(lid)), "{gone:?}");
+            assert_eq!(w.locate(v, &n("a"), |_| None), None, "{gone:?}");
+        }
+        // Exchanged, it has lost no name.
+        let mut w = Watch::default();
+        w.note(v, &NsChange::Rename { from: n("x"), to: n("a"), moved: What::File, over, exchange: true });
+        assert_eq!(w.locate(v, &n("a"), |_| Some(n("b"))), Some(n("x")));
     }
 }

@@ -287,3 +287,95 @@ fn the_spool_leaves_a_reserve_on_its_filesystem() {
     // `lab down` leaves a mount alone that is not its own; the guard takes it away.
     drop(lab);
 }
+
+/// Files with two links each, of which the content differs and one name goes: some are removed, some replaced. `first`: in
+/// the first place the one name, in the next the other.
+fn pairs_of_links(mnt: &Path) -> Vec<[PathBuf; 2]> {
+    let pair = |i: usize| {
+        let dir = mnt.join(format!("links{}", i % 3));
+        fs::create_dir_all(&dir).unwrap();
+        [dir.join(format!("a{i}")), dir.join(format!("b{i}"))]
+    };
+    (0..24).map(pair).collect()
+}
+
+fn cut_links(pairs: &[[PathBuf; 2]]) {
+    for (i, [a, b]) in pairs.iter().enumerate() {
+        let name = if i % 2 == 0 { a } else { b };
+        match i / 2 % 2 {
+            0 => fs::remove_file(name).unwrap(),
+            _ => fs::rename(name.with_extension("plain"), name).unwrap(),
+        }
+    }
+}
+
+/// G5: what is to be copied of a file is copied though the name by which the copy knows it goes in the meantime.
+#[test]
+fn g5_a_resync_copies_a_file_that_loses_one_of_its_names_meanwhile() {
+    let (lab, line) = slow_lab("queue_memory_mib = 4", |_| {});
+    let mut rng = Rng::new(5);
+    let pairs = pairs_of_links(&lab.mnt());
+    for p in &pairs {
+        fs::write(&p[0], rng.bytes(9000)).unwrap();
+        fs::hard_link(&p[0], &p[1]).unwrap();
+        for n in p {
+            fs::write(n.with_extension("plain"), rng.bytes(100)).unwrap();
+        }
+    }
+    settle(&lab);
+    order(&lab, &["pair", "split", "lab", "async"]);
+    lab.wait_pair("primary", "async", "PSUS", bed::PATIENCE);
+    // What changed first is copied first.
+    for i in 0..4 {
+        fs::write(lab.mnt().join(format!("large{i}")), rng.bytes(4 << 20)).unwrap();
+    }
+    for (i, p) in pairs.iter().enumerate() {
+        fs::write(&p[i / 4 % 2], rng.bytes(9000)).unwrap();
+    }
+    line.slow.store(true, Ordering::Relaxed);
+    order(&lab, &["pair", "resync", "lab", "async"]);
+    until(&lab, "primary", "async", "in a resync", |p| p["progress"]["done_bytes"].as_u64() > Some(1 << 19));
+    cut_links(&pairs);
+    assert_eq!(lab.pair("primary", "async")["state"], "COPY");
+    line.slow.store(false, Ordering::Relaxed);
+    settle(&lab);
+    assert_eq!(said(&lab, "primary", "resync from"), 1, "{}", lab.log("primary"));
+    lab.assert_trees_equal();
+    lab.down();
+}
+
+/// G5: the same for a first copy; and a name that is another object's by the time it is reached is not taken for it.
+#[test]
+fn g5_a_first_copy_follows_links_that_change_meanwhile() {
+    let (lab, line) = slow_lab("queue_memory_mib = 32", |_| {});
+    let mut rng = Rng::new(6);
+    let mnt = lab.mnt();
+    order(&lab, &["pair", "delete", "lab", "async"]);
+    for i in 0..4 {
+        fs::write(mnt.join(format!("large{i}")), rng.bytes(1 << 20)).unwrap();
+    }
+    let pairs = pairs_of_links(&mnt);
+    for p in &pairs {
+        fs::write(&p[0], rng.bytes(9000)).unwrap();
+        fs::hard_link(&p[0], &p[1]).unwrap();
+        for n in p {
+            fs::write(n.with_extension("plain"), rng.bytes(100)).unwrap();
+        }
+    }
+    line.slow.store(true, Ordering::Relaxed);
+    order(&lab, &["pair", "create", "lab", "async"]);
+    until(&lab, "primary", "async", "in a first copy", |p| p["progress"]["done_bytes"].as_u64() > Some(1 << 19));
+    let (moved, cut) = pairs.split_at(8);
+    for [a, b] in moved {
+        // Where a plain file was there is now a further link of another file.
+        let plain = a.with_extension("plain");
+        fs::rename(&plain, plain.with_extension("moved")).unwrap();
+        fs::hard_link(b, &plain).unwrap();
+    }
+    cut_links(cut);
+    assert_eq!(lab.pair("primary", "async")["state"], "COPY");
+    line.slow.store(false, Ordering::Relaxed);
+    settle(&lab);
+    lab.assert_trees_equal();
+    lab.down();
+}
