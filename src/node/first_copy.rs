@@ -143,10 +143,8 @@ impl Session {
                 totals.fill(&mut meter);
             }
         }
-        for dir in all.iter().rev() {
-            self.copy_dir_attrs(src, vol, *dir)?;
-        }
-        Ok(())
+        let all: Vec<(VolId, DirId)> = all.into_iter().rev().map(|d| (vol, d)).collect();
+        self.copy_dirs_attrs(src, &all)
     }
 
     pub(super) fn their_dirs(&mut self, vol: VolId) -> Step<Dirs> {
@@ -229,8 +227,11 @@ impl Session {
         for chunk in queries.chunks(64) {
             let asks = chunk.iter().map(|(_, a)| a.clone()).collect();
             let tolds = self.ask(asks)?;
-            for ((at, _), told) in chunk.iter().zip(tolds) {
-                self.copy_content(src, vol, at, Some(told), meter)?;
+            for ((at, ask), told) in chunk.iter().zip(tolds) {
+                match ask.ranges.is_empty() {
+                    true => self.copy_attrs(src, vol, at, &told)?,
+                    false => self.copy_content(src, vol, at, Some(told), meter)?,
+                }
             }
         }
         for (n, have) in theirs {
@@ -242,7 +243,8 @@ impl Session {
         Ok(())
     }
 
-    /// One name that is not a directory's. Returns the question to ask when its content must be compared first.
+    /// One name that is not a directory's. Returns the question to ask when its content must be compared first, or only
+    /// its attributes: without ranges.
     fn copy_name(
         &mut self,
         src: &Source,
@@ -291,10 +293,7 @@ impl Session {
                     && h.mtime == found.stat().mtime =>
             {
                 meter.p.done_bytes += found.stat().size;
-                for op in found.attr_ops(Target::File(at.clone()), None, false)? {
-                    self.stage(vol, op, b"")?;
-                }
-                Ok(None)
+                Ok(Some(Ask { vol, at: Target::File(at.clone()), ranges: Vec::new() }))
             }
             Some(_) => Ok(Some(Ask { vol, at: Target::File(at.clone()), ranges: vec![(0, u64::MAX)] })),
             None => {
@@ -305,6 +304,15 @@ impl Session {
                 Ok(None)
             }
         }
+    }
+
+    /// Of a file whose content is there.
+    fn copy_attrs(&mut self, src: &Source, vol: VolId, at: &Name, told: &Told) -> Step<()> {
+        let Some(found) = src.find(vol, at)? else { return Ok(()) };
+        for op in found.attr_ops(Target::File(at.clone()), told.have.as_ref(), false)? {
+            self.stage(vol, op, b"")?;
+        }
+        Ok(())
     }
 
     fn copy_content(&mut self, src: &Source, vol: VolId, at: &Name, told: Option<Told>, meter: &mut Meter) -> Step<()> {

@@ -159,6 +159,8 @@ pub struct LocalGroup {
     /// The primary's last word, and since when this site is secondary.
     heard: Mutex<(Instant, Option<Heard>)>,
     changing: AtomicBool,
+    /// A change of its role left it down: it is to be started again.
+    failed: AtomicBool,
     /// The site that asked last, before it leads, whether there is a newer primary; it was told that there is none.
     asked: Mutex<Option<(Instant, String)>>,
     /// The first attempt to start it is over, with its mounts.
@@ -221,6 +223,7 @@ impl LocalGroup {
             run: Mutex::new(Run::Down("not started".into())),
             heard: Mutex::new((Instant::now(), None)),
             changing: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             asked: Mutex::new(None),
             begun: AtomicBool::new(false),
             note: Mutex::new(None),

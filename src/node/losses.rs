@@ -236,8 +236,9 @@ impl Session {
         let vol = o.vol;
         let (names, _) = names(o);
         let mut what = Vec::new();
-        let kept = content && o.data;
-        what.extend(kept.then_some(Part::Content));
+        let written = content && o.data;
+        let kept = written && have.mode & libc::S_IFMT == libc::S_IFREG;
+        what.extend(written.then_some(Part::Content));
         let ours = found.map(Found::have).transpose()?;
         // A write sets the time as well: alone it counts where nothing was written.
         if o.attrs && ours.is_some_and(|ours| attributes_differ(&have, &ours, !o.data)) {

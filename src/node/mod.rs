@@ -203,7 +203,8 @@ pub fn run(config: Config, options: Options) -> Result<()> {
     let (mut tried, mut told) = (Instant::now(), Instant::now());
     while !node.stop.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(50));
-        // The disk of a region that was missing may be there now.
+        down.extend(node.groups.iter().filter(|g| g.take_failed()).cloned());
+        // The disk of a region that was missing, or the room on it, may be there now.
         if !down.is_empty() && tried.elapsed() > RETRY {
             down.retain(|g| !start(g, &g.down().unwrap_or_default()));
             tried = Instant::now();

@@ -34,6 +34,8 @@ use std::time::Duration;
 
 /// Tasks whose hashes are asked for in one question.
 const ASKS: usize = 64;
+/// Directories that are asked about in one question.
+const DIRS_ASKED: usize = 512;
 /// How long a peer may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -201,9 +203,7 @@ impl Session {
         }
         meter.p.phase = "entries written meanwhile".into();
         meter.show_now(&self.pair);
-        for (vol, dir) in &plan.dirs {
-            self.copy_dir_attrs(&src, *vol, *dir)?;
-        }
+        self.copy_dirs_attrs(&src, &plan.dirs)?;
         self.stats.kept = losses.noted;
         if losses.noted > 0 {
             log::warn!(
@@ -328,10 +328,18 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn copy_dir_attrs(&mut self, src: &Source, vol: VolId, dir: DirId) -> Step<()> {
-        let Some(found) = src.find_dir(vol, dir)? else { return Ok(()) };
-        for op in found.attr_ops(Target::Dir(dir), None, true)? {
-            self.stage(vol, op, b"")?;
+    /// Attributes of directories, with what the target has beyond them taken away.
+    pub(super) fn copy_dirs_attrs(&mut self, src: &Source, dirs: &[(VolId, DirId)]) -> Step<()> {
+        for part in dirs.chunks(DIRS_ASKED) {
+            let ask = |(vol, d): &(VolId, DirId)| Ask { vol: *vol, at: Target::Dir(*d), ranges: Vec::new() };
+            let tolds = self.ask(part.iter().map(ask).collect())?;
+            for ((vol, dir), told) in part.iter().zip(tolds) {
+                let Some(found) = src.find_dir(*vol, *dir)? else { continue };
+                for op in found.attr_ops(Target::Dir(*dir), told.have.as_ref(), true)? {
+                    self.stage(*vol, op, b"")?;
+                }
+            }
+            self.tick()?;
         }
         Ok(())
     }

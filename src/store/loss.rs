@@ -337,6 +337,10 @@ impl Region {
     /// Copies a file's present content into the lost area; shares its blocks where the filesystem can. Done before anything
     /// of it is overwritten, so it may be repeated after a crash.
     fn keep_copy(&self, at: &Name, kept: &[u8]) -> Result<()> {
+        // Of a symlink or special file the record says everything.
+        if self.look(at)?.is_some_and(|(st, _)| !st.is_file()) {
+            return Ok(());
+        }
         let from = self.file(at)?;
         let lost = self.dirfd(DirId::LOST)?;
         // A whole copy is there under its name only. After a power cut the file may have its new content already.

@@ -2,7 +2,8 @@
 
 use super::activity::ActiveDir;
 use super::region::Region;
-use crate::base::{DirId, LinkId, Name, Result};
+use super::set_back::ASIDE;
+use crate::base::{At, DirId, Error, LinkId, Name, Result};
 use crate::os::sys;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
@@ -185,6 +186,19 @@ impl Region {
     pub fn sweep_staging(&self) -> Result<()> {
         let fd = self.dirfd(DirId::STAGING)?;
         self.sweep_dir(&fd)
+    }
+
+    /// Removes what setting names back after a power cut had moved aside and could not put in its place.
+    pub fn sweep_aside(&self) -> Result<()> {
+        let aside = self.meta().join(ASIDE);
+        match sys::open_path(&aside, libc::O_PATH | libc::O_DIRECTORY, 0) {
+            Ok(dir) => {
+                self.sweep_dir(&dir)?;
+                std::fs::remove_dir(&aside).at(aside.display())
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::from(e).context(aside.display())),
+        }
     }
 
     fn sweep_dir(&self, dir: &OwnedFd) -> Result<()> {

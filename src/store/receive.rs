@@ -215,6 +215,7 @@ impl Receiver {
 
     /// A new link is to send; what earlier ones still send is refused. Returns its number.
     pub fn begin_session(&self) -> u64 {
+        self.look_at_marker();
         let mut g = self.inner.lock();
         g.session += 1;
         g.preparing = false;

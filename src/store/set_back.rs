@@ -21,6 +21,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+/// Where objects are while their names are set back, in a region's metadata directory.
+pub(super) const ASIDE: &str = "aside";
+
 /// The operations of the entry log that count, in order: not those of a resync without its commit.
 pub(super) fn names_in(log: &EntryLog, from: u64) -> Result<Vec<(VolId, Op)>> {
     let (mut at, mut buf, mut out, mut begun) = (from, Vec::new(), Vec::new(), None);
@@ -47,7 +50,7 @@ pub(super) fn names_in(log: &EntryLog, from: u64) -> Result<Vec<(VolId, Op)>> {
 pub(super) fn set_back(region: &Region, were: &[Was], ops: &[(VolId, Op)]) -> Result<Vec<Name>> {
     let were: Vec<&Was> = were.iter().filter(|w| w.vol == region.vol).collect();
     let ops: Vec<&Op> = ops.iter().filter(|(v, _)| *v == region.vol).map(|(_, op)| op).collect();
-    let aside = region.meta().join("aside");
+    let aside = region.meta().join(ASIDE);
     std::fs::create_dir_all(&aside).at(aside.display())?;
     let mut s = SetBack::new(region, &were, &aside)?;
     s.tables(&were, &ops)?;

@@ -32,6 +32,15 @@ pub struct Lane {
     pub lost: Vec<(MachineId, Op)>,
 }
 
+impl Lane {
+    /// True when nothing was answered at machine `b`, and the view is what `machine` had before with all that it answered.
+    fn idle(&self, b: MachineId, machine: MachineId, view: &View) -> bool {
+        let answered = |h: &History| h.steps.iter().any(|s| s.answered.is_some() && s.op.changes());
+        let back = |h: &History| judge(h, view, Keep::All).is_ok();
+        b != machine && self.by.get(&b).is_some_and(|h| !answered(h)) && self.by.get(&machine).is_some_and(back)
+    }
+}
+
 /// What clients know and are told.
 pub struct Clients {
     pub lanes: [Lane; LANES],
@@ -157,6 +166,16 @@ impl Client {
             return self.look_again(&view);
         }
         let before = CLIENTS.with(|c| c.lanes[lane].owner);
+        // Where nothing was answered, who had led before may lead again with all that it had (a takeover by force, undone).
+        let before = CLIENTS.with(|c| {
+            let l = &mut c.lanes[lane];
+            if before.is_none_or(|b| !l.idle(b, machine, &view)) {
+                return before;
+            }
+            let steps = &l.by[&machine].steps;
+            l.lost.retain(|(m, op)| *m != machine || !steps.iter().any(|s| s.op == *op));
+            Some(machine)
+        });
         let same = before == Some(machine);
         let keep = chart::keep(machine, before);
         let found = CLIENTS.with(|c| before.map(|b| judge(&c.lanes[lane].by[&b], &view, keep)));

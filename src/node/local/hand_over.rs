@@ -242,8 +242,9 @@ impl LocalGroup {
         let pair = self.pair_of(&hello.site)?;
         let busy = |why: &str| Err(Error::failed(why));
         let id = self.replica()?.group_id();
-        // A replica that was never copied to has no group yet.
-        let new = hello.group_id == 0 && matches!(hello.wish, Wish::Order(PairOrder::Create(_)));
+        // A replica that was never copied to has no group yet; nor has one that was made anew after its site gave the role.
+        let blank = hello.group_id == 0;
+        let new = blank && matches!(hello.wish, Wish::Order(PairOrder::Create(_)) | Wish::Lead);
         if id != hello.group_id && !new {
             return Err(Error::refused("another group of the same name"));
         }
@@ -298,7 +299,11 @@ impl LocalGroup {
                     let m = r.replica.order();
                     (received, r.replica.chain(&m).common(received, theirs, hello.head))
                 };
-                if common != Some(hello.head) || received < hello.head {
+                // Everything was here before that site gave the role; what it has lost since does not matter.
+                if blank && let Some(site) = self.linked() {
+                    return Err(Error::failed(format!("site {site} is primary and reachable from site {}", self.site)));
+                }
+                if !blank && (common != Some(hello.head) || received < hello.head) {
                     return Err(Error::failed(format!("entry {} is not here yet", hello.head.0)));
                 }
                 drop(r);

@@ -73,9 +73,20 @@ impl LocalGroup {
         }
         p.group.queue.join();
         if let Err(e) = self.receive(p.group.replica.clone()) {
-            log::error!("group {}: {e}", self.cfg.name);
-            self.set_run(Run::Down(e.to_string()));
+            self.fall(&e);
         }
+    }
+
+    /// Neither role could be taken up: down, until the node starts the group again with the role that is on disk.
+    fn fall(&self, e: &Error) {
+        log::error!("group {}: {e}", self.cfg.name);
+        self.set_run(Run::Down(e.to_string()));
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a change of role that is over has left the group down; once.
+    pub fn take_failed(&self) -> bool {
+        !self.changing() && self.failed.swap(false, Ordering::SeqCst)
     }
 
     /// Waits until a change of role that is under way is over, for at most `CHANGE_WAIT`: in the middle of it the group
@@ -231,7 +242,7 @@ impl LocalGroup {
         if let Err(e) = self.change_role(|r| (r.primary, r.mounts, r.task) = (true, mounts.clone(), task)) {
             // Not on disk, so not so (a full disk, for one): it goes on as the secondary that it was.
             if let Err(e) = self.receive(replica) {
-                self.set_run(Run::Down(e.to_string()));
+                self.fall(&e);
             }
             return Err(e);
         }
@@ -247,7 +258,7 @@ impl LocalGroup {
             }
         }
         if let Err(e) = self.lead(replica, !acting, &[]) {
-            self.set_run(Run::Down(e.to_string()));
+            self.fall(&e);
             return Err(e);
         }
         match self.mount_all(&mounts) {

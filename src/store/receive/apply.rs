@@ -252,6 +252,10 @@ impl Receiver {
             // The manifest first: while it is not written, this step is done again (G6).
             let common = m.live.txn().map_or(Seq(0), |t| t.0);
             LostArea::of(&self.replica).finish(loss::set_back(c.id, &m, common, c.epochs.last()))?;
+            // The source's state has taken the place of whatever a power cut had left.
+            if m.state.torn {
+                self.replica.regions.iter().try_for_each(|r| r.sweep_aside())?;
+            }
             self.replica.save_state(&mut m, |s| {
                 s.chain = c.epochs.clone();
                 s.copy = CopyState::Consistent;

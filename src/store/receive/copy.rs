@@ -61,6 +61,7 @@ impl Receiver {
     pub fn end_copy(&self, base: Seq, whole: Seq, epochs: Vec<Epoch>, group_id: u64) -> Result<()> {
         for r in &self.replica.regions {
             r.forget_files();
+            r.sweep_aside()?;
             if r.head()?.is_some_and(|h| h.capacity != 0) {
                 r.count_space(&mut |_| {})?;
             }
@@ -93,10 +94,25 @@ impl Receiver {
         g.preparing = false;
         drop(m);
         drop(g);
-        self.replica.checkpoint()?;
-        if base >= whole {
-            self.replica.set_between(false)?;
+        self.at_point()?;
+        self.replica.checkpoint().map(drop)
+    }
+
+    /// Takes the marker "between two points" away if the tree is at one: also what an error left it at.
+    fn at_point(&self) -> Result<()> {
+        let _quiet = self.applying.lock();
+        let rolls = !self.inner.lock().txns.is_empty();
+        let point = {
+            let m = self.replica.order();
+            m.live.txn().is_none() && Replica::consistent(&m)
+        };
+        if point && !rolls { self.replica.set_between(false) } else { Ok(()) }
+    }
+
+    /// A session begins: see [`Receiver::begin_session`].
+    pub(super) fn look_at_marker(&self) {
+        if let Err(e) = self.at_point() {
+            log::warn!("group {}: the marker of its replica: {e}", self.replica.group);
         }
-        Ok(())
     }
 }
