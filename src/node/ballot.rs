@@ -21,7 +21,7 @@ use crate::volume::permit::Permit;
 use bincode::{Decode, Encode};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -83,6 +83,8 @@ pub struct Ballot {
     holder: Mutex<Holder>,
     /// This site leads or stands: it counts votes.
     wants: AtomicBool,
+    /// How often it began to lead.
+    reigns: AtomicU64,
     seats: Vec<Seat>,
     /// The group that answers by them.
     group: Mutex<Weak<Group>>,
@@ -132,6 +134,7 @@ impl Ballot {
             mine: [Some(a), Some(b), third].iter().position(|s| s.is_some_and(|s| s == site)),
             holder: Mutex::new(Holder::new(site, length, seats.len())),
             wants: AtomicBool::new(false),
+            reigns: AtomicU64::new(0),
             seats,
             group: Mutex::new(Weak::new()),
             refused: Mutex::default(),
@@ -237,15 +240,21 @@ impl Ballot {
 
     /// This site leads from now on.
     pub fn reign(&self) {
-        if !self.wants.swap(true, Ordering::SeqCst) || !self.leads() {
-            self.begin();
+        let term = self.term();
+        let mut h = self.holder.lock();
+        self.reigns.fetch_add(1, Ordering::SeqCst);
+        if !self.wants.swap(true, Ordering::SeqCst) || !h.leads(now()) {
+            self.begin(&mut h, term);
         }
+        drop(h);
         self.permit.wake();
     }
 
-    fn begin(&self) {
-        let term = self.own.lock().voter.record().map_or(0, |r| r.term);
-        let mut h = self.holder.lock();
+    fn term(&self) -> u64 {
+        self.own.lock().voter.record().map_or(0, |r| r.term)
+    }
+
+    fn begin(&self, h: &mut Holder, term: u64) {
         h.begin(term);
         self.permit.set(h.until(), h.alone());
     }
@@ -291,8 +300,13 @@ impl Ballot {
 
     /// Wins a majority for a takeover here, or says why not. Takes no longer than a vote lasts, and what is asked.
     pub fn stand(self: &Arc<Self>) -> Result<()> {
-        self.wants.store(true, Ordering::SeqCst);
-        self.begin();
+        let term = self.term();
+        let reigns = {
+            let mut h = self.holder.lock();
+            self.wants.store(true, Ordering::SeqCst);
+            self.begin(&mut h, term);
+            self.reigns.load(Ordering::SeqCst)
+        };
         let until = Instant::now() + self.length + self.period();
         let mut why = Vec::new();
         let own = usize::from(self.mine.is_some());
@@ -312,7 +326,7 @@ impl Ballot {
                     Ok(Answer::Old { .. }) if Instant::now() < until => continue,
                     Ok(Answer::Stale { holder }) => {
                         why.extend(self.said(v));
-                        let term = self.own.lock().voter.record().map_or(0, |r| r.term);
+                        let term = self.term();
                         self.refused.lock().stale = Some((holder, term));
                     }
                     _ => why.extend(self.said(v)),
@@ -333,8 +347,18 @@ impl Ballot {
             *self.refused.lock() = Refused::default();
             return Ok(());
         }
-        self.resign(None);
+        self.stand_down(reigns);
         Err(Error::refused(why.join("; ")))
+    }
+
+    /// After a lost vote: unless this site was given the role meanwhile, and leads.
+    fn stand_down(&self, reigns: u64) {
+        let mut h = self.holder.lock();
+        if self.reigns.load(Ordering::SeqCst) == reigns {
+            self.wants.store(false, Ordering::SeqCst);
+            h.resign();
+            self.permit.set(0, false);
+        }
     }
 
     fn said(&self, v: usize) -> Option<String> {

@@ -120,6 +120,10 @@ impl LocalGroup {
                 let head = run_head(&run);
                 drop(run);
                 self.change_role(|r| r.task = task)?;
+                // What it did not copy to while it led for the other.
+                for p in self.pairs.iter().filter(|p| p.state() == State::Smpl) {
+                    p.event(Event::Create { no_copy: false }, Some("taken over".into()))?;
+                }
                 self.mount_all(&mounts);
                 return head;
             }
