@@ -146,17 +146,22 @@ impl Region {
     /// Names that are one file have one link id; a name that stands alone without having had company has none.
     fn mend_links(&self, links: Vec<Linked>) -> Result<u64> {
         let mut wrong = 0;
-        let mut by_ino: HashMap<u64, LinkId> = HashMap::new();
+        // The id of each file; where its names have several, that of most of them: those in other directories are right.
+        let mut by_ino: HashMap<u64, (usize, LinkId)> = HashMap::new();
         // Names that the table gives one id and that are several files: only those of one file keep it.
-        let mut owner: HashMap<LinkId, u64> = HashMap::new();
+        let mut owner: HashMap<LinkId, (u64, usize)> = HashMap::new();
         for l in &links {
             let Some((lid, names)) = self.link_names(&l.at) else { continue };
-            let ino = *owner.entry(lid).or_insert_with(|| {
-                let found = names.iter().filter_map(|n| self.look(n).ok().flatten()).map(|(st, _)| st.ino);
-                found.max_by_key(|i| u64::from(*i == l.ino)).unwrap_or(l.ino)
+            let (ino, many) = *owner.entry(lid).or_insert_with(|| {
+                let mut found: HashMap<u64, usize> = HashMap::new();
+                for (st, _) in names.iter().filter_map(|n| self.look(n).ok().flatten()) {
+                    *found.entry(st.ino).or_default() += 1;
+                }
+                found.into_iter().max_by_key(|(i, n)| (*n, *i == l.ino, *i)).unwrap_or((l.ino, 1))
             });
             if ino == l.ino {
-                by_ino.insert(l.ino, lid);
+                let known = by_ino.entry(l.ino).or_insert((many, lid));
+                *known = (*known).max((many, lid));
             } else {
                 self.ids.write().drop_link(&l.at)?;
                 wrong += 1;
@@ -164,7 +169,13 @@ impl Region {
         }
         for l in links {
             let has = self.ids.read().link_of(&l.at);
-            match (has, by_ino.get(&l.ino).copied()) {
+            match (has, by_ino.get(&l.ino).map(|(_, lid)| *lid)) {
+                (Some(has), Some(lid)) if has != lid => {
+                    let mut ids = self.ids.write();
+                    ids.drop_link(&l.at)?;
+                    ids.put_link(lid, &l.at)?;
+                    wrong += 1;
+                }
                 (Some(_), _) => {}
                 (None, Some(lid)) => {
                     self.ids.write().put_link(lid, &l.at)?;
@@ -173,7 +184,7 @@ impl Region {
                 (None, None) if l.nlink > 1 => {
                     let lid = self.ids.read().fresh_link_id();
                     self.ids.write().put_link(lid, &l.at)?;
-                    by_ino.insert(l.ino, lid);
+                    by_ino.insert(l.ino, (1, lid));
                     wrong += 1;
                 }
                 (None, None) => {}
