@@ -393,7 +393,7 @@ fn ms22_without_reading_the_content_and_with_a_copy_of_what_differs() {
 /// the last time.
 #[test]
 fn ms22_killed_in_the_middle_the_same_order_works() {
-    let s = Seeded::new(&[], 256 << 20);
+    let s = Seeded::new(&[], 768 << 20);
     let mut met = 0;
     for (i, victim) in ["sync", "primary", "sync", "primary"].iter().enumerate() {
         let (code, text) = std::thread::scope(|t| {

@@ -55,7 +55,7 @@ impl Source {
         let Some(now) = self.locate(region, at_q) else { return Ok(None) };
         let Some((stat, what)) = (match region.look(&now) {
             Ok(l) => l,
-            Err(e) if e.errno == libc::ENOENT => None,
+            Err(e) if tell::is_gone(&e) => None,
             Err(e) => return Err(e),
         }) else {
             return Ok(None);
@@ -98,7 +98,7 @@ impl Source {
                 let stat = region.wanted(sys::fstat(&*fd)?);
                 Ok(Some(Found { region: region.clone(), at: Target::Dir(id), stat, fd: None, lid: None, still: None }))
             }
-            Err(e) if e.errno == libc::ENOENT => Ok(None),
+            Err(e) if tell::is_gone(&e) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -130,8 +130,11 @@ impl Found {
     fn stat_now(&self) -> Result<Stat> {
         Ok(match (&self.fd, &self.still) {
             (Some(fd), _) => sys::fstat(fd)?,
-            (None, Some(_)) => return Ok(self.stat),
-            (None, None) => sys::fstat(&*self.region.reach(&self.at)?.0)?,
+            (None, Some(_)) => self.stat,
+            (None, None) => {
+                let (dir, name) = self.region.reach(&self.at)?;
+                if name.is_empty() { sys::fstat(&*dir)? } else { sys::statat(&*dir, name)? }
+            }
         })
     }
 
@@ -139,7 +142,10 @@ impl Found {
         match (&self.fd, &self.still) {
             (Some(fd), _) => self.region.xattrs(fd, b""),
             (None, Some(s)) => Ok(s.xattrs.clone()),
-            (None, None) => self.region.xattrs(&self.region.reach(&self.at)?.0, b""),
+            (None, None) => {
+                let (dir, name) = self.region.reach(&self.at)?;
+                self.region.xattrs(&dir, name)
+            }
         }
     }
 

@@ -88,6 +88,11 @@ pub fn plain(region: &Region, st: &Stat, lid: Option<LinkId>) -> Have {
     }
 }
 
+/// The object is not there; or a file is where a directory on the way was (after a power cut).
+pub fn is_gone(e: &crate::base::Error) -> bool {
+    matches!(e.errno, libc::ENOENT | libc::ENOTDIR)
+}
+
 /// Answers one question.
 pub fn tell(replica: &Replica, ask: &Ask) -> Result<Told> {
     let region = replica.region(ask.vol)?;
@@ -96,7 +101,7 @@ pub fn tell(replica: &Replica, ask: &Ask) -> Result<Told> {
         .and_then(|(d, n)| Ok(if n.is_empty() { sys::fstat(&*d)? } else { sys::statat(&*d, n)? }))
     {
         Ok(st) => region.wanted(st),
-        Err(e) if e.errno == libc::ENOENT => return Ok(Told { have: None, blocks: Vec::new() }),
+        Err(e) if is_gone(&e) => return Ok(Told { have: None, blocks: Vec::new() }),
         Err(e) => return Err(e),
     };
     let mut told = Told { have: Some(have(region, &ask.at, &st, true)?), blocks: Vec::new() };
@@ -140,7 +145,7 @@ pub fn list(replica: &Replica, vol: VolId, dir: DirId) -> Result<Option<Vec<List
 pub fn names(region: &Region, dir: DirId) -> Result<Option<Vec<Vec<u8>>>> {
     let fd = match region.dirfd(dir) {
         Ok(fd) => fd,
-        Err(e) if e.errno == libc::ENOENT => return Ok(None),
+        Err(e) if is_gone(&e) => return Ok(None),
         Err(e) => return Err(e),
     };
     let Ok(open) = sys::openat(&*fd, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0) else { return Ok(None) };

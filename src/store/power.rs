@@ -262,6 +262,10 @@ impl Replica {
         let _one = self.checkpointing.lock();
         let begun = {
             let mut m = self.order();
+            // The next sync would succeed, and say nothing of what the last one could not write.
+            if self.unsynced() {
+                return Ok(m.activity.at());
+            }
             let at = Self::settled_now(&m);
             let receiving = m.receiving && m.state.copy == CopyState::Consistent;
             let applied = m.live.applied_lsn();
@@ -317,7 +321,7 @@ impl Replica {
         let due = {
             let mut m = self.order();
             m.receiving = true;
-            m.activity.replay().is_none() && m.state.copy == CopyState::Consistent
+            m.activity.replay().is_none() && m.state.copy == CopyState::Consistent && !self.unsynced()
         };
         if due { self.checkpoint().map(drop) } else { Ok(()) }
     }

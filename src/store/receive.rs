@@ -79,6 +79,7 @@ mod beats;
 mod copy;
 mod faults;
 mod hold;
+mod unsynced;
 
 use beats::Beats;
 pub use beats::Taken;
@@ -197,7 +198,10 @@ impl Receiver {
         let pending = std::mem::take(&mut r.inner.lock().pending);
         r.adopt_epochs(&pending)?;
         r.replayed()?;
-        r.replica.begin_receiving()?;
+        if r.replica.unsynced() {
+            r.inner.lock().fault = Some(Error::failed("the drive failed to write what it had taken"));
+        }
+        r.replica.begin_receiving().inspect_err(|e| r.sync_failed(e))?;
         Ok(r)
     }
 
@@ -306,7 +310,7 @@ impl Receiver {
 
     /// Gives back the space of what is applied.
     fn relieve(&self) {
-        let done = self.replica.checkpoint();
+        let done = self.sync_tree();
         if let Err(e) = done.and_then(|_| self.replica.log.release(self.replica.log_needed_from())) {
             log::warn!("group {}: making room: {e}", self.replica.group);
         }
@@ -442,7 +446,12 @@ impl Receiver {
             if g.open_txn().is_some() { None } else { Some(g.received) }
         };
         if !planted(Bug::FsyncHereOnly) {
-            self.replica.log.sync()?;
+            // What was taken and not written is not there after a power cut, though the next sync may succeed.
+            self.replica.log.sync().inspect_err(|e| {
+                if is_drive(e) {
+                    self.drive_lost(e.clone());
+                }
+            })?;
         }
         let mut g = self.inner.lock();
         if let Some(r) = r {
@@ -513,7 +522,7 @@ impl Receiver {
     /// Makes the tree durable, and drops log segments that are applied when there are enough of them.
     pub fn checkpoint(&self) -> Result<()> {
         let room = self.wants_room();
-        self.replica.checkpoint()?;
+        self.sync_tree()?;
         if room {
             self.replica.log.retire(self.replica.log_needed_from())?;
         }

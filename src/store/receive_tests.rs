@@ -248,3 +248,38 @@ fn g9_an_entry_that_takes_long_is_told_while_it_does() {
     });
     assert_eq!((r.at_one_entry(), r.applied()), (None, Seq(1)));
 }
+
+/// G1, G5: what a drive failed to write can be read, and counts for nothing until it is written anew.
+#[test]
+fn what_a_drive_failed_to_sync_is_copied_anew() {
+    let d = tempfile::tempdir().unwrap();
+    let p = place(d.path());
+    Replica::create(&p).unwrap();
+    let r = open(&p);
+    r.accept(r.begin_session(), &batch()).unwrap();
+    finished(&r, d.path());
+    r.checkpoint().unwrap();
+    let before = r.replica.order().activity.at();
+    r.sync_failed(&Error::os(libc::ENOSPC));
+    assert!(!r.replica.unsynced(), "room that is missing is no failing drive");
+    r.sync_failed(&Error::os(libc::EIO));
+    assert!(r.fault().is_some());
+    drop(r);
+    // It is remembered, and no later sync makes it good.
+    let r = open(&p);
+    assert!(r.replica.unsynced() && r.fault().is_some());
+    r.checkpoint().unwrap();
+    assert_eq!(r.replica.order().activity.at(), before);
+    // A copy was under way, so nothing of it is trusted.
+    let mut m = r.replica.order();
+    r.replica.save_state(&mut m, |s| s.copy = CopyState::Copying).unwrap();
+    drop(m);
+    r.begin_copy(&Chain::default(), Seq(0)).unwrap();
+    assert!(!d.path().join("region/tree/a").exists());
+    assert!(r.replica.unsynced());
+    let epoch = Epoch { number: 1, site: "p".into(), random: 1, parent: Seq(0), over: 0 };
+    r.end_copy(Seq(5), Seq(5), vec![epoch], 3).unwrap();
+    assert!(!r.replica.unsynced() && r.fault().is_none());
+    drop(r);
+    assert!(!open(&p).replica.unsynced());
+}

@@ -22,6 +22,7 @@ use crate::pair::plan::{self, Links};
 use bincode::{Decode, Encode};
 use parking_lot::{Mutex, MutexGuard};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 const MAGIC: &[u8; 8] = b"KGMSTAT\0";
@@ -153,6 +154,8 @@ pub struct Replica {
     /// Limit of the entry log, bytes.
     pub log_bytes: u64,
     meta: Mutex<Meta>,
+    /// What was written and is not on the disk though no sync will say so.
+    unsynced: AtomicBool,
     state_path: PathBuf,
 }
 
@@ -259,6 +262,7 @@ impl Replica {
             names: Mutex::new(names),
             log_bytes: place.log_bytes,
             meta: Mutex::new(meta),
+            unsynced: AtomicBool::new(lead.join("unsynced").exists()),
             state_path,
         };
         r.recover()?;
@@ -543,6 +547,37 @@ impl Replica {
                 && e.kind() != std::io::ErrorKind::NotFound
             {
                 return Err(Error::from(e).context(p.display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// True when a sync failed, and what it was about has not been written anew: see [`super::receive`].
+    pub fn unsynced(&self) -> bool {
+        self.unsynced.load(Ordering::SeqCst)
+    }
+
+    fn unsynced_path(&self) -> PathBuf {
+        self.state_path.with_file_name("unsynced")
+    }
+
+    /// A sync of the tree failed: for the next runs too, if that can be noted.
+    pub(super) fn note_unsynced(&self, why: &Error) {
+        self.unsynced.store(true, Ordering::SeqCst);
+        if let Err(e) = std::fs::write(self.unsynced_path(), format!("{why}\n")) {
+            log::error!("group {}: {}: {e}", self.group, self.unsynced_path().display());
+        }
+    }
+
+    /// Everything is on the disk.
+    pub(super) fn forget_unsynced(&self) -> Result<()> {
+        if self.unsynced.swap(false, Ordering::SeqCst) {
+            match std::fs::remove_file(self.unsynced_path()) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    self.unsynced.store(true, Ordering::SeqCst);
+                    return Err(Error::from(e).context(self.unsynced_path().display()));
+                }
+                _ => {}
             }
         }
         Ok(())

@@ -171,6 +171,8 @@ fn region(path: &Path) -> Region {
 }
 
 fn order(a: &Path, b: &Path, write_through: bool) -> (Arc<MirrorOrder>, Arc<Mutex<Vec<String>>>) {
+    // Of this thread and those that it starts: the other tests of this program keep their own mask.
+    kagami::os::sys::own_fs_state().unwrap();
     kagami::os::sys::umask(0);
     kagami::os::sys::raise_nofile(1 << 20);
     let faults = Arc::new(Mutex::new(Vec::new()));

@@ -1,6 +1,7 @@
 //! What is seen of a copy under way, and what is left of it when a node is killed or a disk is full (G2, G8).
 
 use super::bed::{self, between, copy, said, settle, until};
+use super::slow;
 use super::support::random::random_tree;
 use super::support::{self, Lab, Rng, assert_same, proc};
 use serde_json::Value;
@@ -10,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
+/// Of the line where a resync is watched, bytes/s.
+const RATE: u64 = 50 << 20;
 
 fn progress(p: &Value, key: &str) -> u64 {
     p["progress"][key].as_u64().unwrap_or(0)
@@ -59,12 +62,16 @@ fn start_alone(lab: &Lab, target: &str) {
 #[test]
 fn a_resync_shows_the_old_point_or_the_new_one_whoever_is_killed() {
     proc::ready_to_stop();
+    let mut line = None;
     let lab = bed::made(&["--sites", "2"], |lab| {
         fill(&lab.tree("primary"));
         bed::configure(lab, "primary", "[limits]\nspool_mib = 0");
+        line = Some(slow::slow_line(lab, "sync", RATE));
     });
     lab.ok("up", &[]);
     settle(&lab);
+    // Two seconds and more for what is watched, however busy this machine is.
+    line.as_ref().unwrap().slow.store(true, Ordering::Relaxed);
     let (tree, old) = (lab.tree("sync"), lab.dir().join("old"));
     let wait_staging = || {
         until(&lab, "primary", "sync", "well into a resync", |p| {

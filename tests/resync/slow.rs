@@ -23,13 +23,14 @@ const NODE_BYTES: u64 = 128 << 20;
 /// Written again and again, so that what has to be copied in the end is small.
 const FILE: usize = 8 << 20;
 
-/// Passes a socket's bytes on to another one, in the direction of the peer at [`RATE`].
-struct SlowLine {
-    slow: Arc<AtomicBool>,
+/// Passes a socket's bytes on to another one, in the direction of the peer at a rate.
+pub struct SlowLine {
+    pub slow: Arc<AtomicBool>,
 }
 
 impl SlowLine {
-    fn new(at: &Path, to: PathBuf) -> SlowLine {
+    /// `rate`: bytes/s while it is slow.
+    pub fn new(at: &Path, to: PathBuf, rate: u64) -> SlowLine {
         let listener = UnixListener::bind(at).unwrap();
         let slow = Arc::new(AtomicBool::new(false));
         let limited = slow.clone();
@@ -38,7 +39,7 @@ impl SlowLine {
                 let Ok(peer) = UnixStream::connect(&to) else { continue };
                 let (a, b) = (from.try_clone().unwrap(), peer.try_clone().unwrap());
                 let limited = limited.clone();
-                std::thread::spawn(move || pass(a, peer, Some(&limited)));
+                std::thread::spawn(move || pass(a, peer, Some((&limited, rate))));
                 std::thread::spawn(move || pass(b, from, None));
             }
         });
@@ -46,15 +47,15 @@ impl SlowLine {
     }
 }
 
-fn pass(mut from: UnixStream, mut to: UnixStream, limited: Option<&AtomicBool>) {
+fn pass(mut from: UnixStream, mut to: UnixStream, limited: Option<(&AtomicBool, u64)>) {
     let mut buf = [0; 16 << 10];
     let mut due = Instant::now();
     while let Ok(n) = from.read(&mut buf) {
         if n == 0 || to.write_all(&buf[..n]).is_err() {
             break;
         }
-        if limited.is_some_and(|l| l.load(Ordering::Relaxed)) {
-            due = due.max(Instant::now()) + Duration::from_nanos(n as u64 * 1_000_000_000 / RATE);
+        if let Some((_, rate)) = limited.filter(|(slow, _)| slow.load(Ordering::Relaxed)) {
+            due = due.max(Instant::now()) + Duration::from_nanos(n as u64 * 1_000_000_000 / rate);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
     }
@@ -85,18 +86,24 @@ fn write(mnt: &Path, time: Duration, data: &[u8]) -> f64 {
     took[took.len() / 2]
 }
 
+/// Puts a line between the primary and a site of a lab that is not up: fast at first, then at `rate` bytes/s.
+pub fn slow_line(lab: &Lab, site: &str, rate: u64) -> SlowLine {
+    let path = lab.config("primary");
+    let text = fs::read_to_string(&path).unwrap();
+    let socket = format!("/{site}.sock");
+    let addr = text.split('"').find(|s| s.starts_with("unix:") && s.ends_with(&socket)).unwrap().to_owned();
+    let proxy = lab.dir().parent().unwrap().join("slow.sock");
+    fs::write(&path, text.replace(&addr, &format!("unix:{}", proxy.display()))).unwrap();
+    SlowLine::new(&proxy, PathBuf::from(addr.trim_start_matches("unix:")), rate)
+}
+
 /// A lab whose primary reaches the async site over a slow line (fast at first), with these limits in its site file.
 fn slow_lab(limits: &str, prepare: impl FnOnce(&Lab)) -> (Lab, SlowLine) {
     let mut line = None;
     let lab = bed::made(&[], |lab| {
         prepare(lab);
-        let path = lab.config("primary");
-        let text = fs::read_to_string(&path).unwrap();
-        let addr = text.split('"').find(|s| s.starts_with("unix:") && s.ends_with("/async.sock")).unwrap().to_owned();
-        let proxy = lab.dir().parent().unwrap().join("slow.sock");
-        fs::write(&path, text.replace(&addr, &format!("unix:{}", proxy.display()))).unwrap();
         bed::configure(lab, "primary", &format!("[limits]\n{limits}"));
-        line = Some(SlowLine::new(&proxy, PathBuf::from(addr.trim_start_matches("unix:"))));
+        line = Some(slow_line(lab, "async", RATE));
     });
     lab.ok("up", &[]);
     settle(&lab);

@@ -116,6 +116,11 @@ pub fn rotten(m: MachineId) {
     CHART.with(|c| c.rotten.push(m));
 }
 
+/// Its drive may give what it once held.
+pub fn lies(m: MachineId) -> bool {
+    CHART.with(|c| c.lied.contains(&m))
+}
+
 /// All sites are equal, and everything is on their disks.
 pub fn settled() {
     CHART.with(|c| {
@@ -131,7 +136,11 @@ pub fn keep(now: MachineId, before: Option<MachineId>) -> Keep {
         let out = |m: MachineId| c.powerless.contains(&m);
         match before {
             None => Keep::Any,
-            Some(b) if out(PRIMARY) && out(SYNC) || out(b) || out(now) => Keep::Synced,
+            Some(b) if out(PRIMARY) && out(SYNC) || out(b) || out(now) => match b == now || c.voted && !c.forced {
+                true => Keep::Synced,
+                // Without votes a site may be taken over that lacks what was written while it was away.
+                false => Keep::SyncedInPair,
+            },
             Some(b) if b == now => Keep::All,
             Some(_) if c.voted && !c.forced => Keep::All,
             Some(_) => Keep::Protected,

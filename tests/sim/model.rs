@@ -315,8 +315,8 @@ pub struct History {
     pub steps: Vec<Step>,
     /// After every step, the last one included.
     pub now: Tree,
-    /// Files whose content and name were fsynced and not touched since.
-    pub synced: BTreeMap<String, File>,
+    /// Files whose content and name were fsynced and not touched since; true: in PAIR.
+    pub synced: BTreeMap<String, (File, bool)>,
 }
 
 /// What may have become of what was answered.
@@ -326,8 +326,10 @@ pub enum Keep {
     All,
     /// What was answered outside of PAIR may be gone from some point of the order on.
     Protected,
-    /// Of what was answered outside of PAIR only what was fsynced must be there.
+    /// Only what was fsynced must be there.
     Synced,
+    /// Only what was fsynced in PAIR must be there.
+    SyncedInPair,
     /// Any point of the order (an asynchronous site).
     Any,
 }
@@ -365,7 +367,7 @@ impl History {
         if let Op::Fsync { path } = &s.op
             && let Some(f) = self.now.file(path)
         {
-            self.synced.insert(path.clone(), f.clone());
+            self.synced.insert(path.clone(), (f.clone(), protected));
         }
     }
 
@@ -374,7 +376,9 @@ impl History {
     pub fn point(&self, view: &View, keep: Keep) -> Result<usize, String> {
         let least = match keep {
             Keep::All => self.steps.iter().rposition(|s| s.answered.is_some()).map_or(0, |n| n + 1),
-            Keep::Protected | Keep::Synced => self.steps.iter().rposition(|s| s.protected).map_or(0, |n| n + 1),
+            Keep::Protected | Keep::Synced | Keep::SyncedInPair => {
+                self.steps.iter().rposition(|s| s.protected).map_or(0, |n| n + 1)
+            }
             Keep::Any => 0,
         };
         // Mostly it is as after the last step, or the last but one.
@@ -421,11 +425,11 @@ impl History {
     }
 
     /// What was fsynced and is not there as it was.
-    pub fn unsynced(&self, view: &View) -> Vec<String> {
+    pub fn unsynced(&self, view: &View, in_pair: bool) -> Vec<String> {
         let good = |k: &str, f: &File| matches!(view.get(k), Some(Seen::File { content, mode, .. }) if *content == f.content && *mode == f.mode);
         self.synced
             .iter()
-            .filter(|(k, f)| !good(k, f))
+            .filter(|(k, (f, pair))| (*pair || !in_pair) && !good(k, f))
             .map(|(k, _)| format!("{k} was fsynced and is {:?}", view.get(k).map(short)))
             .collect()
     }

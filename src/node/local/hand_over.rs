@@ -181,8 +181,12 @@ impl LocalGroup {
 
     fn return_step(self: &Arc<Self>) -> Result<()> {
         let Some(r) = self.secondary() else { return Ok(()) };
+        let (torn, blank) = {
+            let m = r.replica.order();
+            (m.state.torn, m.state.copy == CopyState::Empty)
+        };
         // Once it has everything, the word is with the other site: it gives the role back.
-        if self.linked().is_some() || !r.replica.order().state.torn {
+        if self.linked().is_some() || !(torn || blank) {
             return Ok(());
         }
         let mut refused = None;
@@ -205,6 +209,11 @@ impl LocalGroup {
             }
         }
         let Some(why) = refused else { return Ok(()) };
+        if blank {
+            return Err(Error::failed(format!(
+                "the replica at this site was made anew, and no other site can lead ({why}): bring back one that has the group's data"
+            )));
+        }
         self.alone(&r.replica, Some(&why))?;
         drop(r);
         let mounts = self.role()?.map_or_else(Vec::new, |r| r.mounts);
@@ -242,9 +251,10 @@ impl LocalGroup {
         let pair = self.pair_of(&hello.site)?;
         let busy = |why: &str| Err(Error::failed(why));
         let id = self.replica()?.group_id();
-        // A replica that was never copied to has no group yet; nor has one that was made anew after its site gave the role.
+        // A replica that was never copied to has no group yet; nor has one that was made anew while a role was on its way
+        // from its site or back.
         let blank = hello.group_id == 0;
-        let new = blank && matches!(hello.wish, Wish::Order(PairOrder::Create(_)) | Wish::Lead);
+        let new = blank && matches!(hello.wish, Wish::Order(PairOrder::Create(_)) | Wish::Lead | Wish::Act);
         if id != hello.group_id && !new {
             return Err(Error::refused("another group of the same name"));
         }
@@ -281,7 +291,7 @@ impl LocalGroup {
                     let m = r.replica.order();
                     r.replica.chain(&m).common(received, theirs, hello.head)
                 };
-                if common.is_none() {
+                if common.is_none() && !blank {
                     return Err(Error::refused("the histories have nothing in common"));
                 }
                 drop(r);

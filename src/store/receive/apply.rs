@@ -102,7 +102,7 @@ impl Receiver {
     }
 
     /// The drive takes no more writes: nothing more is accepted here before it is opened anew.
-    fn drive_lost(&self, e: Error) {
+    pub(super) fn drive_lost(&self, e: Error) {
         log::error!("group {}: applying stopped: {e}", self.replica.group);
         self.stop_because(e.context("the drive failed"));
     }

@@ -22,6 +22,7 @@ impl Receiver {
         })?;
         self.replica.names.lock().disarm();
         self.replica.set_between(true)?;
+        self.remove_unsynced(&mut m)?;
         m.activity.rewind(Seq(0))?;
         m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
         m.live.set_txn(None);
@@ -65,8 +66,9 @@ impl Receiver {
             if r.head()?.is_some_and(|h| h.capacity != 0) {
                 r.count_space(&mut |_| {})?;
             }
-            r.syncfs()?;
+            r.syncfs().inspect_err(|e| self.sync_failed(e))?;
         }
+        self.replica.forget_unsynced()?;
         self.replica.set_group_id(group_id)?;
         let mut g = self.inner.lock();
         let mut m = self.replica.order();
@@ -95,7 +97,7 @@ impl Receiver {
         drop(m);
         drop(g);
         self.at_point()?;
-        self.replica.checkpoint().map(drop)
+        self.sync_tree()
     }
 
     /// Takes the marker "between two points" away if the tree is at one: also what an error left it at.
