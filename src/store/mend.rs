@@ -5,7 +5,7 @@ use super::region::Region;
 use super::set_back::ASIDE;
 use crate::base::{At, DirId, Error, LinkId, Name, Result};
 use crate::os::sys;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -21,6 +21,9 @@ struct Linked {
     ino: u64,
     nlink: u64,
 }
+
+/// How much more a name counts that no power cut can have undone.
+const ELSEWHERE: usize = 1 << 20;
 
 impl Region {
     /// These directories, with everything below where an entry says so, as the table of ids has it.
@@ -55,11 +58,11 @@ impl Region {
         self.forget_all();
         let mut wrong = 0;
         let mut seen: BTreeSet<DirId> = BTreeSet::new();
+        let mut links = Vec::new();
         // A directory that is met at its new place makes those below it reachable, so until nothing is new.
         loop {
             let todo: Vec<DirId> = scope.iter().copied().filter(|d| !seen.contains(d)).collect();
             let mut met = Vec::new();
-            let mut links = Vec::new();
             let before = seen.len();
             for d in todo {
                 if let Some(fd) = self.open_place(d)? {
@@ -67,12 +70,13 @@ impl Region {
                     self.list(d, &fd, &mut met, &mut links)?;
                 }
             }
-            wrong += self.mend_dirs(met)?;
-            wrong += self.mend_links(links)?;
+            wrong += self.mend_dirs(met, &mut links)?;
             if seen.len() == before {
                 break;
             }
         }
+        // All of them together, for one id may be at names in several directories.
+        wrong += self.mend_links(links, scope)?;
         let dropped = self.drop_missing(scope)?;
         self.forget_all();
         Ok(wrong + dropped)
@@ -107,7 +111,7 @@ impl Region {
 
     /// Directories met: known by inode, they are where they were met; unknown ones take the id that the table has at that
     /// name, or a new one.
-    fn mend_dirs(&self, met: Vec<Met>) -> Result<u64> {
+    fn mend_dirs(&self, met: Vec<Met>, links: &mut Vec<Linked>) -> Result<u64> {
         let mut wrong = 0;
         let mut unknown = Vec::new();
         for m in met {
@@ -134,19 +138,22 @@ impl Region {
             self.forget_dirfd(id);
             wrong += 1;
             // Whatever is below it was made since, too.
-            let mut below = (Vec::new(), Vec::new());
+            let mut below = Vec::new();
             if let Some(fd) = self.open_place(id)? {
-                self.list(id, &fd, &mut below.0, &mut below.1)?;
+                self.list(id, &fd, &mut below, links)?;
             }
-            wrong += self.mend_dirs(below.0)? + self.mend_links(below.1)?;
+            wrong += self.mend_dirs(below, links)?;
         }
         Ok(wrong)
     }
 
     /// Names that are one file have one link id; a name that stands alone without having had company has none.
-    fn mend_links(&self, links: Vec<Linked>) -> Result<u64> {
+    fn mend_links(&self, links: Vec<Linked>, scope: &BTreeSet<DirId>) -> Result<u64> {
         let mut wrong = 0;
-        // The id of each file; where its names have several, that of most of them: those in other directories are right.
+        let listed: HashSet<&Name> = links.iter().map(|l| &l.at).collect();
+        // Names in other directories are what they were: they say what an id stands for; without them most names do.
+        let weight = |n: &Name| if scope.contains(&n.dir) || listed.contains(n) { 1 } else { ELSEWHERE };
+        // The id of each file, and how much says so.
         let mut by_ino: HashMap<u64, (usize, LinkId)> = HashMap::new();
         // Names that the table gives one id and that are several files: only those of one file keep it.
         let mut owner: HashMap<LinkId, (u64, usize)> = HashMap::new();
@@ -154,8 +161,10 @@ impl Region {
             let Some((lid, names)) = self.link_names(&l.at) else { continue };
             let (ino, many) = *owner.entry(lid).or_insert_with(|| {
                 let mut found: HashMap<u64, usize> = HashMap::new();
-                for (st, _) in names.iter().filter_map(|n| self.look(n).ok().flatten()) {
-                    *found.entry(st.ino).or_default() += 1;
+                for n in &names {
+                    if let Ok(Some((st, _))) = self.look(n) {
+                        *found.entry(st.ino).or_default() += weight(n);
+                    }
                 }
                 found.into_iter().max_by_key(|(i, n)| (*n, *i == l.ino, *i)).unwrap_or((l.ino, 1))
             });
@@ -167,7 +176,7 @@ impl Region {
                 wrong += 1;
             }
         }
-        for l in links {
+        for l in &links {
             let has = self.ids.read().link_of(&l.at);
             match (has, by_ino.get(&l.ino).map(|(_, lid)| *lid)) {
                 (Some(has), Some(lid)) if has != lid => {
@@ -322,5 +331,18 @@ mod tests {
         assert_eq!(r.mend(&scope).unwrap(), 1);
         assert_eq!(lid("b1"), lid("b2"));
         assert!(lid("b1").is_some());
+        // A name where nothing was under way says what an id stands for, however many others have it.
+        let (d, sub) = (DirId(1000), path.join("tree/d"));
+        std::fs::create_dir(&sub).unwrap();
+        std::fs::write(sub.join("c1"), "x").unwrap();
+        let ino = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&sub).unwrap());
+        r.ids.write().put_dir(d, DirId::ROOT, b"d", ino).unwrap();
+        for at in [Name::new(d, "c1"), n("b1"), n("b2")] {
+            r.ids.write().drop_link(&at).unwrap();
+            r.ids.write().put_link(LinkId(9), &at).unwrap();
+        }
+        assert_eq!(r.mend(&scope).unwrap(), 4, "both names lose the one id and get another");
+        assert_eq!(r.ids.read().names_of(LinkId(9)), [Name::new(d, "c1")]);
+        assert!(lid("b1") == lid("b2") && lid("b1").is_some());
     }
 }

@@ -200,6 +200,14 @@ impl Op {
         for i in 0..self.clone().paths().len() {
             with(&|op| op.paths()[i].truncate(1));
             with(&|op| op.paths()[i].iter_mut().for_each(|n| *n = 0));
+            // Out of a directory, which is not needed then.
+            if self.clone().paths()[i].len() > 1 {
+                (1..3).for_each(|name| with(&|op| *op.paths()[i] = vec![name]));
+            }
+        }
+        // The content of another file is not needed.
+        if let Op::CopyRange { to, to_at, len, .. } = self {
+            out.push(Op::Pwrite { slot: *to, at: *to_at, len: *len, stamp: 1 });
         }
         out
     }

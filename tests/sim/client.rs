@@ -41,6 +41,20 @@ impl Lane {
     }
 }
 
+/// After a split brain the operator keeps the version of this machine.
+pub fn kept(machine: MachineId) {
+    CLIENTS.with(|c| {
+        for l in &mut c.lanes {
+            let (Some(old), Some(h)) = (l.owner.filter(|o| *o != machine), l.by.get(&machine)) else { continue };
+            l.lost.retain(|(m, op)| *m != machine || !h.steps.iter().any(|s| s.op == *op));
+            let gone = l.by[&old].steps.iter().filter(|s| s.answered.is_some() && s.op.changes());
+            let gone: Vec<_> = gone.map(|s| (old, s.op.clone())).collect();
+            l.lost.extend(gone);
+            l.owner = Some(machine);
+        }
+    });
+}
+
 /// What clients know and are told.
 pub struct Clients {
     pub lanes: [Lane; LANES],

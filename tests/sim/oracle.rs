@@ -49,8 +49,12 @@ fn operate(seed: u64) {
             .filter(|p| p.direction == "out" && (p.state == "PSUS" || p.fault.as_deref() == Some("split-brain")))
         {
             let keep = (p.fault.as_deref() == Some("split-brain")).then(|| chart::name(m).to_owned());
+            let decided = keep.is_some();
             let r = Request::PairResync { group: GROUP.into(), pair: p.name.clone(), in_place: false, keep };
             let said = world::order(m, &r);
+            if decided && said.is_ok() {
+                client::kept(m);
+            }
             room::trace(format!(
                 "operator: resync of {} at {}: {:?}",
                 p.name,

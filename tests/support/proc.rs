@@ -42,7 +42,17 @@ pub fn wait_timeout(child: &mut Child, limit: Duration) -> Option<std::process::
 /// Programs that it leaves in the background may go on holding the pipes: they are read for a second more only.
 pub fn run(command: &mut Command, limit: Duration) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = die_with_parent(command).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    die_with_parent(command);
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut child = loop {
+        match command.spawn() {
+            // A program that was written a moment ago: a process that another thread starts just now has the file open still.
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            r => break r.unwrap_or_else(|e| panic!("{command:?}: {e}")),
+        }
+    };
     let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
     let status = wait_timeout(&mut child, limit);
     let (stdout, stderr) = (out(), err());
