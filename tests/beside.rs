@@ -38,7 +38,7 @@ impl Sites {
         // The build may lie where the ordinary user may not look.
         let program = dir.join("kagami");
         fs::copy(kagami().get_program(), &program).unwrap();
-        let s = Sites { watcher: lab::watch(&dir), dir, _temp: temp, program };
+        let s = Sites { watcher: lab::watch(&dir, &dir), dir, _temp: temp, program };
         let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = held.map(|l| l.local_addr().unwrap().port());
         for (i, site) in ["tokyo", "osaka"].into_iter().enumerate() {
@@ -177,12 +177,12 @@ impl Drop for Sites {
             }
         }
         proc::unmount_below(&self.dir);
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
         if let Some(w) = &mut self.watcher {
             drop(w.stdin.take());
             let _ = w.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("{}", self.logs());
         }
     }
 }
@@ -678,5 +678,29 @@ fn an_existing_tree_that_is_closed_to_its_own_user_is_taken_over() {
         let (file, _) = r.look(&at).unwrap().unwrap();
         assert_eq!((file.perm(), r.wanted(file).perm(), r.shown(file).perm()), (0o604, 0o4, 0o4));
         r.open_file(&at, libc::O_RDONLY).unwrap();
+    });
+}
+
+/// Nothing but the permission to write is missing, and that one the node may give itself.
+#[test]
+fn user_attributes_of_what_is_not_to_be_written_are_in_the_tree() {
+    as_ordinary_user("user_attributes_of_what_is_not_to_be_written_are_in_the_tree", || {
+        let (_d, r) = a_region();
+        let (own, _) = kagami::os::sys::ids();
+        for (name, mode, uid, tree) in [("own", 0o444, own, 0o444), ("other's", 0o4555, 0, 0o755)] {
+            create(&r, name, NodeKind::File, mode, uid);
+            let at = || Target::File(Name::new(DirId::ROOT, name));
+            let path = r.path.join("tree").join(name);
+            let want = r.wanted(look(&r, name));
+            r.apply_content(&Op::SetXattr { at: at(), name: b"user.a".to_vec(), value: b"1".to_vec() }, b"").unwrap();
+            assert_eq!(xattr(&path, "user.a").as_deref(), Some(&b"1"[..]));
+            assert!(r.kept(look(&r, name).ino).is_none_or(|k| k.xattrs.is_empty()), "{name}");
+            r.apply_content(&Op::RemoveXattr { at: at(), name: b"user.a".to_vec() }, b"").unwrap();
+            assert_eq!(xattr(&path, "user.a"), None);
+            assert_eq!(look(&r, name).perm(), tree, "{name}");
+            let now = r.wanted(look(&r, name));
+            assert_eq!((now.mode, now.uid), (want.mode, want.uid), "{name}");
+        }
+        assert_eq!(r.ids.read().kept().len(), 1, "but for the other's");
     });
 }

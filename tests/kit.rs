@@ -261,13 +261,52 @@ fn a_killed_test_leaves_no_lab() {
     let temp = temp();
     let dir = temp.path().join("lab");
     let mut child = false_lab(&dir);
-    let mut watcher = support::lab::watch(&dir).unwrap();
+    let mut watcher = support::lab::watch(&dir, &dir).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     assert!(support::proc::alive(child.id() as i32), "while the test lives nothing is touched");
     // What the kernel does when the test is killed.
     drop(watcher.stdin.take());
     watcher.wait().unwrap();
     is_cleared(&dir, &mut child);
+}
+
+/// Serves a mount and works in it, for [`a_killed_test_that_serves_a_mount_leaves_none`].
+#[test]
+#[ignore = "a helper, which is killed"]
+fn serving_a_mount_until_killed() {
+    let lab = crate::mirror::Lab::up(false);
+    println!("\nserving {}", lab.dir().display());
+    std::thread::scope(|s| {
+        for i in 0..4 {
+            let file = lab.mnt().join(format!("{i}"));
+            s.spawn(move || while fs::write(&file, [i; 1 << 16]).is_ok() {});
+        }
+    });
+}
+
+/// A thread of it may wait for an answer that it would have to give itself, and then holds the connection open.
+#[test]
+fn a_killed_test_that_serves_a_mount_leaves_none() {
+    use std::io::BufRead;
+    let connections = fs::read_dir("/sys/fs/fuse/connections");
+    if !is_root() && !connections.is_ok_and(|mut c| c.next().is_some()) {
+        let why = "an ordinary user can abort a connection only through fusectl, which is not mounted";
+        return support::skipped("a_killed_test_that_serves_a_mount_leaves_none", why);
+    }
+    for round in 0..5 {
+        let mut c = Command::new(std::env::current_exe().unwrap());
+        c.args(["--exact", "kit::serving_a_mount_until_killed", "--ignored", "--nocapture"]);
+        c.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+        let mut child = support::proc::die_with_parent(&mut c).spawn().unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let dir = lines.filter_map(|l| l.strip_prefix("serving ").map(PathBuf::from)).next().expect("it serves");
+        std::thread::sleep(Duration::from_millis(50 + 30 * round));
+        assert_eq!(support::proc::mounts_below(&dir), [dir.join("mnt")]);
+        support::proc::kill(child.id() as i32, libc::SIGKILL);
+        assert!(support::proc::wait_timeout(&mut child, Duration::from_secs(30)).is_some(), "it does not end");
+        let gone = || support::proc::mounts_below(&dir).is_empty() && !dir.exists();
+        assert!(support::proc::wait_until(Duration::from_secs(30), gone), "{} is left", dir.display());
+    }
 }
 
 /// How long the tools take on a large tree; run by hand.

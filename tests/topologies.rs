@@ -237,7 +237,7 @@ struct Nodes {
 impl Nodes {
     fn new() -> Nodes {
         let temp = tempfile::Builder::new().prefix("top-").tempdir_in(support::base_dir()).unwrap();
-        let _watcher = support::lab::watch(temp.path());
+        let _watcher = support::lab::watch(temp.path(), temp.path());
         Nodes { temp, running: Vec::new(), _watcher }
     }
 

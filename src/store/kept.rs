@@ -337,7 +337,7 @@ impl Region {
             return Ok(sys::setxattr(dir, name, key, value, 0)?);
         }
         let _fitting = self.fitting.lock();
-        let mut done = allowed(sys::setxattr(dir, name, key, value, 0))?;
+        let mut done = allowed(self.while_writable(dir, name, || sys::setxattr(dir, name, key, value, 0))?)?;
         let st = stat(dir, name)?;
         let old = self.kept(st.ino);
         let mut want = old.as_ref().map_or(st, |k| k.wanted(st));
@@ -353,15 +353,16 @@ impl Region {
 
     /// Removes an extended attribute or ACL, if it is there.
     pub fn remove_xattr(&self, dir: &OwnedFd, name: &[u8], key: &[u8]) -> Result<()> {
-        match sys::removexattr(dir, name, key) {
-            Err(e) if e.raw_os_error() == Some(libc::ENODATA) => {}
-            Err(e) if self.keeps() && is_refusal(&e) => {}
-            r => r?,
-        }
+        let gone = |r: std::io::Result<()>| match r {
+            Err(e) if e.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+            Err(e) if self.keeps() && is_refusal(&e) => Ok(()),
+            r => r,
+        };
         if !self.keeps() {
-            return Ok(());
+            return Ok(gone(sys::removexattr(dir, name, key))?);
         }
         let _fitting = self.fitting.lock();
+        gone(self.while_writable(dir, name, || sys::removexattr(dir, name, key))?)?;
         let st = stat(dir, name)?;
         if let Some(old) = self.kept(st.ino) {
             let mut xattrs = old.xattrs.clone();
@@ -369,6 +370,30 @@ impl Region {
             self.fit(dir, name, &old.wanted(st), xattrs)?;
         }
         Ok(())
+    }
+
+    /// Does what needs the permission to write; on a file or directory of the node's own that has none, with it for that
+    /// moment. What is wanted is kept meanwhile, in case the node is killed, until [`Self::fit`] finds it there.
+    fn while_writable(
+        &self,
+        dir: &OwnedFd,
+        name: &[u8],
+        act: impl Fn() -> std::io::Result<()>,
+    ) -> Result<std::io::Result<()>> {
+        let r = act();
+        if r.as_ref().map_err(|e| e.raw_os_error()) != Err(Some(libc::EACCES)) {
+            return Ok(r);
+        }
+        let st = stat(dir, name)?;
+        if st.perm() & 0o200 != 0 || st.is_symlink() || st.uid != sys::ids().0 {
+            return Ok(r);
+        }
+        let old = self.kept(st.ino).as_deref().cloned().unwrap_or_default();
+        self.keep_beside(st.ino, Kept { mode: Some(self.wanted(st).perm()), ..old })?;
+        chmod(dir, name, st.perm() | 0o200)?;
+        let r = act();
+        chmod(dir, name, st.perm())?;
+        Ok(r)
     }
 
     /// After a change of content: a capability that is kept goes, as one in the tree does by itself.

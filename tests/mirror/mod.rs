@@ -204,6 +204,8 @@ pub struct Lab {
     mnt: PathBuf,
     mount: Option<MountHandle>,
     faults: Arc<Mutex<Vec<String>>>,
+    /// Clears when this process is killed: it serves the mount itself, so that its own end may wait for it.
+    watcher: Option<std::process::Child>,
     pub order: Arc<MirrorOrder>,
 }
 
@@ -220,7 +222,8 @@ impl Lab {
         let volume = Volume::new(order.clone(), VolId(0)).unwrap();
         let opts = MountOpts { label: "mirror/volume".into(), ..MountOpts::default() };
         let mount = Some(kagami::fs::mount(volume, &mnt, opts).unwrap());
-        Lab { dir, mnt, mount, faults, order }
+        let watcher = crate::support::lab::watch(dir.path(), dir.path());
+        Lab { dir, mnt, mount, faults, watcher, order }
     }
 
     pub fn dir(&self) -> &Path {
@@ -308,6 +311,10 @@ impl Drop for Lab {
             && let Err(e) = m.abort()
         {
             eprintln!("{e}");
+        }
+        if let Some(w) = &mut self.watcher {
+            drop(w.stdin.take());
+            let _ = w.wait();
         }
     }
 }

@@ -68,7 +68,7 @@ impl Lab {
             fs::copy(&program, &copy).expect("a copy of the program");
             program = copy;
         }
-        let watcher = watch(&dir);
+        let watcher = watch(&dir, temp.path());
         Self { dir, _temp: temp, ordinary, program, net: None, watcher, down: false }
     }
 
@@ -270,14 +270,14 @@ impl Drop for Lab {
                 proc::wait_timeout(&mut child, Duration::from_secs(20));
             }
         }
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tails());
+        }
         clear(&self.dir);
         if let Some(watcher) = &mut self.watcher {
             // The watcher ends by itself when its pipe closes; then there is nothing for it to do.
             drop(watcher.stdin.take());
             let _ = watcher.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("{}", self.log_tails());
         }
     }
 }
@@ -305,23 +305,38 @@ fn clear(dir: &Path) {
     proc::unmount_below(dir);
 }
 
-/// A shell that waits until we are gone (its stdin ends), in a session of its own so that no signal of the terminal
-/// reaches it, and then clears what is left of the lab.
-pub fn watch(dir: &Path) -> Option<std::process::Child> {
+/// Waits until this process is gone, in a session of its own so that no signal of the terminal reaches it, and then clears
+/// what is left below `dir`, nodes and mounts, and removes the temporary directory `temp`. Gone is also a process whose end
+/// is stuck, because a thread of it waits in a mount that it was serving itself: such a connection is aborted.
+pub fn watch(dir: &Path, temp: &Path) -> Option<std::process::Child> {
     const SCRIPT: &str = r#"
-cat >/dev/null
-for file in "$0"/*/node.pid; do
+dir=$0 temp=$1 test=$2
+while IFS= read -r -t 2 _; (($? > 128)); do
+    read -r _ _ state _ <"/proc/$test/stat" && [[ $state != [ZX] ]] || break
+done 2>/dev/null
+# First, so that nothing below has to wait for a mount that nobody serves.
+unmount() {
+    while read -r _ _ device _ point _; do
+        [[ $point == "$dir"/* ]] && printf '%s %s\n' "$point" "${device#*:}"
+    done </proc/self/mountinfo | sort -r | while read -r point n; do
+        echo 1 >"/sys/fs/fuse/connections/$n/abort"
+        umount -f "$point" || umount -l "$point" || fusermount3 -uz "$point"
+    done 2>/dev/null
+}
+unmount
+for file in "$dir"/*/node.pid; do
     [ -f "$file" ] || continue
     pid=$(cat "$file")
     case "$(cat "/proc/$pid/comm" 2>/dev/null)" in kagami*) kill -9 "$pid" ;; esac
 done
-grep -oE "^([^ ]+ ){4}[^ ]+" /proc/self/mountinfo | cut -d' ' -f5 | grep -F -- "$0" | sort -r |
-    while read -r point; do umount -l "$point" 2>/dev/null || fusermount3 -uz "$point"; done
+unmount
+rm -rf --one-file-system "$temp"
 exit 0
 "#;
     use std::os::unix::process::CommandExt;
-    let mut command = Command::new("sh");
-    command.args(["-c", SCRIPT]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = Command::new("bash");
+    command.args(["-c", SCRIPT]).arg(dir).arg(temp).arg(std::process::id().to_string());
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: setsid is safe between fork and exec.
     unsafe {
         command.pre_exec(|| {

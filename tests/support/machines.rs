@@ -72,7 +72,7 @@ impl Net {
             proc::die_with_parent(&mut c).spawn().expect("unshare")
         };
         let holders: Vec<Child> = SITES.iter().map(|_| holder()).collect();
-        let _watcher = super::lab::watch(temp.path());
+        let _watcher = super::lab::watch(temp.path(), temp.path());
         let mut net = Net { holders, nodes: vec![None, None, None], temp, setup, _watcher };
         let up = proc::wait_until(Duration::from_secs(10), || {
             net.holders.iter().all(|h| proc::program_of(h.id() as i32) == "sleep")

@@ -22,7 +22,7 @@ impl Receiver {
         })?;
         self.replica.names.lock().disarm();
         self.replica.set_between(true)?;
-        self.remove_unsynced(&mut m)?;
+        self.remove_unsynced()?;
         m.activity.rewind(Seq(0))?;
         m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
         m.live.set_txn(None);

@@ -1,15 +1,14 @@
 //! Drives that could not write what they had taken. The kernel tells of that once and then calls the pages clean: what was
 //! read back would be right, the next sync would succeed, and a power cut would show that it never was on the disk. So what
-//! such a sync was about does not count any more (G1, G5): it is written anew, by a first copy that finds nothing of it.
+//! such a drive holds does not count any more (G1, G5): everything is written anew, by a first copy that finds no file.
 //!
 //! ```text
-//! a sync fails ─▶ .kagami/unsynced, fault ─▶ first copy: files of the active directories removed ─▶ synced ─▶ forgotten
+//! a sync fails ─▶ .kagami/unsynced, fault ─▶ first copy: all files removed, written anew ─▶ synced ─▶ forgotten
 //! ```
 
 use super::*;
 use crate::base::{DirId, Name};
 use crate::os::sys;
-use crate::store::activity::ActiveDir;
 use crate::store::region::Region;
 use std::collections::BTreeSet;
 
@@ -27,22 +26,16 @@ impl Receiver {
         }
     }
 
-    /// At the begin of a first copy: removes the files that are perhaps not on the disk, though they can be read.
-    pub(super) fn remove_unsynced(&self, m: &mut Meta) -> Result<()> {
+    /// At the begin of a first copy: removes the files, of which none is known to be on the disk though it can be read.
+    pub(super) fn remove_unsynced(&self) -> Result<()> {
         if !self.replica.unsynced() {
             return Ok(());
         }
-        let all = m.state.copy != CopyState::Consistent;
-        let dirs = m.activity.dirs();
         let mut n = 0;
         for r in &self.replica.regions {
-            let here: Vec<ActiveDir> = dirs.iter().filter(|d| d.vol == r.vol).copied().collect();
-            let mut scope = r.expand(&here);
-            if all {
-                scope.extend(r.ids.read().dirs().map(|(id, _)| id));
-                scope.insert(DirId::ROOT);
-            }
-            n += remove_files(r, &scope)?;
+            let mut all: BTreeSet<DirId> = r.ids.read().dirs().map(|(id, _)| id).collect();
+            all.insert(DirId::ROOT);
+            n += remove_files(r, &all)?;
         }
         log::warn!("group {}: {n} files that a failing drive may not have written are copied anew", self.replica.group);
         Ok(())
@@ -50,9 +43,9 @@ impl Receiver {
 }
 
 /// Removes the regular files in these directories, under all their names.
-fn remove_files(region: &Region, scope: &BTreeSet<DirId>) -> Result<u64> {
+fn remove_files(region: &Region, dirs: &BTreeSet<DirId>) -> Result<u64> {
     let mut n = 0;
-    for dir in scope.iter().filter(|d| !d.is_internal()) {
+    for dir in dirs.iter().filter(|d| !d.is_internal()) {
         let fd = match region.dirfd(*dir) {
             Ok(fd) => fd,
             Err(e) if matches!(e.errno, libc::ENOENT | libc::ENOTDIR) => continue,
