@@ -4,7 +4,7 @@
 #
 #   scripts/soak.sh [PART...]      all parts, or these; their logs are in target/soak
 #
-# SOAK_FUZZ_SECONDS: time of each fuzz target (600). A part that is not there (the simulation, cargo-fuzz) is named as such.
+# SOAK_FUZZ_SECONDS: time of each fuzz target (600); as many at one time as there are processors. Needs a C++ compiler.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 logs="${CARGO_TARGET_DIR:-target}/soak"
@@ -39,20 +39,41 @@ part() {
     while IFS= read -r line; do table+=("              $line"); done < <(figures "$logs/$name.log")
 }
 
+# Instrumented as libFuzzer wants it; without a sanitizer the stable compiler can do that.
+FUZZ_FLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions"
+# fuzz_one PROGRAM: from the kept corpus and what earlier runs added to it; what it fails with is beside its log.
+fuzz_one() {
+    local name begun=$SECONDS result=ok
+    name="$(basename "$1")"
+    mkdir -p "$logs/corpus/$name"
+    "$1" -max_total_time="$SOAK_FUZZ_SECONDS" -max_len=65536 -print_final_stats=1 -artifact_prefix="$logs/fuzz-$name-" \
+        "$logs/corpus/$name" "fuzz/corpus/$name" </dev/null >"$logs/fuzz-$name.log" 2>&1 || result=FAILED
+    printf 'fuzz        %-6s %5d s  %s: %s inputs, %s edges\n' "$result" $((SECONDS - begun)) "$name" \
+        "$(awk '/stat::number_of_executed_units/ { print $2 }' "$logs/fuzz-$name.log")" \
+        "$(awk '{ for (i = 1; i < NF; i++) if ($i == "cov:") n = $(i + 1) } END { print n }' "$logs/fuzz-$name.log")"
+}
+
 fuzz() {
-    local seconds="${SOAK_FUZZ_SECONDS:-600}" target
-    if ! command -v cargo-fuzz >/dev/null; then
-        table+=("fuzz        not run: cargo-fuzz is not installed")
+    local host built begun=$SECONDS
+    printf '\n== fuzz\n'
+    host="$(rustc -vV | sed -n 's/^host: //p')"
+    built="$(realpath "${CARGO_TARGET_DIR:-target}")/fuzz"
+    if ! (cd fuzz && RUSTFLAGS="$FUZZ_FLAGS" cargo build --quiet --locked --release --target "$host" --target-dir "$built") >"$logs/fuzz-build.log" 2>&1; then
+        table+=("fuzz        not built: see $logs/fuzz-build.log")
+        failed=1
         return
     fi
-    for target in fuzz/fuzz_targets/*.rs; do
-        target="$(basename "$target" .rs)"
-        printf '\n== fuzz %s\n' "$target"
-        local result=ok
-        (cd fuzz && cargo +nightly fuzz run "$target" -- -max_total_time="$seconds") </dev/null >"$logs/fuzz-$target.log" 2>&1 ||
-            { result=FAILED; failed=1; }
-        table+=("$(printf '%-11s %-6s %5d s  %s' "fuzz" "$result" "$seconds" "$target")")
-    done
+    export -f fuzz_one
+    export logs SOAK_FUZZ_SECONDS="${SOAK_FUZZ_SECONDS:-600}"
+    local said
+    said="$(for t in fuzz/fuzz_targets/*.rs; do
+        printf '%s\0' "$built/$host/release/$(basename "$t" .rs)"
+    done | xargs -0 -n 1 -P "$(nproc)" bash -c 'fuzz_one "$0"')"
+    while IFS= read -r line; do table+=("$line"); done <<<"$said"
+    [[ $said != *FAILED* ]] || failed=1
+    printf 'fuzzing ended after %d s\n' $((SECONDS - begun))
 }
 
 for name in "${parts[@]}"; do
@@ -65,13 +86,7 @@ for name in "${parts[@]}"; do
         matrix) part matrix KAGAMI_FULL=1 -- --test all matrix:: ;;
         decoders) part decoders KAGAMI_MUTATIONS=100000 -- --test decoders ;;
         hostile) part hostile -- --test all hostile:: ;;
-        sim)
-            if [[ -e tests/sim.rs ]]; then
-                part sim KAGAMI_SEEDS=100000 -- --test sim
-            else
-                table+=("sim         not there")
-            fi
-            ;;
+        sim) part sim KAGAMI_SEEDS=100000 KAGAMI_FULL=1 -- --test sim ;;
         fuzz) fuzz ;;
         *) printf 'no such part: %s\n' "$name" >&2; exit 2 ;;
     esac
