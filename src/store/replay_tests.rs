@@ -461,3 +461,104 @@ proptest! {
         case(&asked, &rounds);
     }
 }
+
+/// The file of this kind that is appended to now.
+fn appended(r: &Receiver, meta: &Path, kind: &str) -> std::path::PathBuf {
+    match kind {
+        "ids" => meta.join(kind),
+        "before" => meta.join(format!("before{}", r.replica.order().activity.replay().unwrap().names % 2)),
+        _ => std::fs::read_dir(meta.join(kind)).unwrap().map(|e| e.unwrap().path()).max().unwrap(),
+    }
+}
+
+/// Bytes of a file that are in use; what follows is room for more.
+fn used(r: &Receiver, path: &Path) -> u64 {
+    if path.extension().is_some_and(|e| e == "log") {
+        let start = u64::from_str_radix(path.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
+        return 16 + r.replica.log.end() - start;
+    }
+    let bytes = std::fs::read(path).unwrap();
+    let mut records = crate::format::file::Records::new(bytes.get(crate::format::file::HEADER_BYTES..).unwrap_or(&[]));
+    records.by_ref().for_each(drop);
+    (crate::format::file::HEADER_BYTES + records.good) as u64
+}
+
+/// D1: the power goes while the last record of a file that is appended to is written, and it ends at any of its bytes. What the
+/// tree has by then is what may be on disk with it: of an entry that is not whole nothing, otherwise all.
+#[test]
+fn d1_the_last_record_is_cut_at_every_byte() {
+    let mut maker = Maker { model: Model::new(), items: Vec::new(), seq: 0, ids: 0, staged: None };
+    let mut x = 88172645463325252u64;
+    while maker.items.len() < 6_000 {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        // Without a resync: it has its own records, and counts as a whole.
+        let kind = (x % 15) as u8;
+        maker.ask((kind, (x >> 8) as u8, (x >> 16) as u8, (x >> 24) as u16));
+    }
+    let items = maker.items;
+    let d = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let (a_dir, b_dir) = (d.path().join("a"), d.path().join("b"));
+    [&a_dir, &b_dir].iter().for_each(|d| std::fs::create_dir(d).unwrap());
+    let (mut a, b) = (make(&a_dir), make(&b_dir));
+    let meta = a_dir.join("region/.kagami");
+    let accept = |r: &Receiver, some: &[Item]| {
+        let all: Vec<u8> = some.iter().flat_map(|i| i.frame.clone()).collect();
+        r.accept(r.begin_session(), &all).unwrap();
+    };
+    // Of the items so many are in the log of each.
+    let (mut of_a, mut of_b) = (0, 0);
+    let mut ends = vec![0u64];
+    items.iter().for_each(|i| ends.push(ends.last().unwrap() + i.frame.len() as u64));
+    for file in ["ids", "journal", "before", "queue"] {
+        let mut bytes = 0;
+        for cut in 1.. {
+            step_to(&a, a.replica.log.end());
+            a.replica.checkpoint().unwrap();
+            let path = appended(&a, &meta, file);
+            let before = used(&a, &path);
+            // Until something is appended to it.
+            let first = of_a;
+            while of_a < items.len().min(first + 40) {
+                accept(&a, &items[of_a..of_a + 1]);
+                of_a += 1;
+                let (from, to) = (at(&a), a.replica.log.end());
+                match file {
+                    "ids" | "journal" => step_to(&a, to),
+                    "before" => before::arm(&a.replica.names, &a.replica.log, &a.replica.regions, from, to).unwrap(),
+                    _ => {}
+                }
+                if used(&a, &path) > before {
+                    break;
+                }
+            }
+            let grown = used(&a, &path);
+            drop(a);
+            let live = std::fs::OpenOptions::new().write(true).open(meta.join("live")).unwrap();
+            live.write_all_at(&[0xb0; 16], 24).unwrap();
+            let f = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            let left = grown.saturating_sub(cut).max(before);
+            f.set_len(left).unwrap();
+            bytes = bytes.max(grown - left);
+            a = open(&a_dir);
+            assert!(!a.replica.order().state.torn, "{file} less {cut}: {:?}", a.replica.order().state);
+            let end = a.replica.log.end();
+            of_a = ends.iter().position(|e| *e == end).unwrap_or_else(|| panic!("{file} less {cut}: part of an entry"));
+            step_to(&a, end);
+            accept(&b, &items[of_b..of_a]);
+            of_b = of_a;
+            step_to(&b, end);
+            let what = format!("{file} less {cut}, entry {of_a}");
+            assert_eq!(seen(&a_dir.join("region/tree")), seen(&b_dir.join("region/tree")), "{what}");
+            assert_eq!((a.received(), a.applied(), tables(&a)), (b.received(), b.applied(), tables(&b)), "{what}");
+            assert!(journal(&a) == journal(&b), "{what}: the journals differ");
+            // Longer than any record by now.
+            if cut > bytes + 8 && cut > 40 {
+                break;
+            }
+        }
+        println!("{file}: up to {bytes} bytes cut off");
+        assert!(bytes > 20, "{file}");
+    }
+}
