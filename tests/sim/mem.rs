@@ -42,6 +42,8 @@ pub fn reserve() {
     // SAFETY: a new mapping at addresses that nothing has yet; the result is checked.
     let p = unsafe { libc::mmap64(START as *mut _, SIZE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     assert_eq!(p as usize, START, "no addresses for the memory of simulated threads");
+    // SAFETY: the mapping just made. A kernel without huge pages refuses, and nothing is lost: a seed touches a few thousand pages.
+    unsafe { libc::madvise(p, SIZE, libc::MADV_HUGEPAGE) };
     // SAFETY: there is no simulated thread yet.
     let h = unsafe { &mut *MEMORY.0.get() };
     (h.next, h.end) = (START, START + SIZE);

@@ -241,6 +241,37 @@ impl Tree {
         out
     }
 
+    /// Whether this is its [`Tree::view`].
+    fn looks(&self, view: &View) -> bool {
+        self.apart(view, 1) == 0
+    }
+
+    /// In how many names its [`Tree::view`] is another one; no more than `max` are counted.
+    fn apart(&self, view: &View, max: usize) -> usize {
+        let mut first: BTreeMap<u32, &str> = BTreeMap::new();
+        let (mut apart, mut known) = (0, 0);
+        for (path, n) in &self.names {
+            let seen = view.get(path);
+            known += usize::from(seen.is_some());
+            let same = match (n, seen) {
+                (Node::Dir(m), Some(Seen::Dir { mode })) => m == mode,
+                (Node::Link(t), Some(Seen::Link { target })) => t == target,
+                (Node::File(n), seen) => {
+                    let name = *first.entry(*n).or_insert(path);
+                    let f = &self.files[n];
+                    matches!(seen, Some(Seen::File { same_as, content, mode, xattrs })
+                        if same_as == name && f.mode == *mode && f.content == *content && f.xattrs == *xattrs)
+                }
+                _ => false,
+            };
+            apart += usize::from(!same);
+            if apart >= max {
+                return max;
+            }
+        }
+        (apart + view.len() - known).min(max)
+    }
+
     /// The tree that looks like this.
     pub fn of(view: &View) -> Tree {
         let mut t = Tree::default();
@@ -265,6 +296,9 @@ impl Tree {
     }
 }
 
+/// Differences that are told.
+const DIFFERENCES_MAX: usize = 12;
+
 /// The first differences of two directories, in words.
 pub fn differences(want: &View, have: &View) -> Vec<String> {
     let mut out = Vec::new();
@@ -278,7 +312,7 @@ pub fn differences(want: &View, have: &View) -> Vec<String> {
     out.extend(
         have.iter().filter(|(k, _)| !want.contains_key(*k)).map(|(k, h)| format!("{k} is too much: {}", short(h))),
     );
-    out.truncate(12);
+    out.truncate(DIFFERENCES_MAX);
     out
 }
 
@@ -381,40 +415,54 @@ impl History {
             }
             Keep::Any => 0,
         };
-        // Mostly it is as after the last step, or the last but one.
-        let last = self.steps.len();
-        for n in (last.saturating_sub(1)..=last).rev().filter(|n| *n >= least) {
-            if self.after(n).view() == *view {
-                return Ok(n);
+        let mut tree = self.base.clone();
+        let mut found = (least == 0 && tree.looks(view)).then_some(0);
+        for (n, s) in (1..).zip(&self.steps) {
+            tree.apply(&s.op);
+            if n >= least && tree.looks(view) {
+                found = Some(n);
             }
         }
+        found.ok_or_else(|| self.nowhere(view, least))
+    }
+
+    /// Why a directory that looks like this is as after none of the last steps, from `least` on.
+    fn nowhere(&self, view: &View, least: usize) -> String {
         let mut tree = self.base.clone();
-        let mut found = (tree.view() == *view).then_some(0);
-        let mut best: Option<(usize, Vec<String>)> = None;
-        for (n, s) in self.steps.iter().enumerate() {
+        let mut found = tree.looks(view).then_some(0);
+        let mut best: Option<(usize, usize)> = None;
+        for (n, s) in (1..).zip(&self.steps) {
             tree.apply(&s.op);
-            let diff = differences(&tree.view(), view);
-            if diff.is_empty() {
-                found = Some(n + 1);
-            } else if best.as_ref().is_none_or(|(k, _)| diff.len() <= *k) {
-                best = Some((diff.len(), diff));
+            match tree.apart(view, DIFFERENCES_MAX) {
+                0 => found = Some(n),
+                k if best.is_none_or(|(least, _)| k <= least) => best = Some((k, n)),
+                _ => {}
             }
         }
         match found {
-            Some(n) if n >= least => Ok(n),
-            Some(n) => Err(format!(
+            Some(n) => format!(
                 "it is as after step {n}, but {least} of {} must be there: step {:?} is lost",
                 self.steps.len(),
                 self.steps[n]
-            )),
-            None => Err(format!("it is at no point of {} steps; nearest: {:?}", self.steps.len(), best.map(|b| b.1))),
+            ),
+            None => {
+                let best = best.map(|(_, n)| differences(&self.after(n).view(), view));
+                format!("it is at no point of {} steps; nearest: {best:?}", self.steps.len())
+            }
         }
     }
 
     /// The least number of steps after which it looked as after so many.
     pub fn earliest(&self, point: usize) -> usize {
         let then = self.after(point).view();
-        (0..point).find(|n| self.after(*n).view() == then).unwrap_or(point)
+        let mut tree = self.base.clone();
+        for (n, s) in self.steps.iter().take(point).enumerate() {
+            if tree.looks(&then) {
+                return n;
+            }
+            tree.apply(&s.op);
+        }
+        point
     }
 
     /// The tree after so many steps.

@@ -3,7 +3,7 @@
 use super::{calls, text};
 use crate::files::io;
 use crate::real;
-use crate::sched::{call, has_baton, threads, within, world};
+use crate::sched::{call, has_baton, is_quick, threads, within, world};
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 
 /// Fills a buffer from the seed; returns its length.
@@ -65,6 +65,16 @@ calls! {
     fn setrlimit64(what: c_int, to: *const libc::rlimit64) -> c_int { Some(0) }
     fn setrlimit(what: c_int, to: *const libc::rlimit) -> c_int { Some(0) }
     fn pthread_sigmask(how: c_int, set: *const libc::sigset_t, old: *mut libc::sigset_t) -> c_int { Some(0) }
+    /// std makes a stack for signals for each thread. It is told that there is one: it would be that of whichever real thread runs.
+    fn sigaltstack(new: *const libc::stack_t, old: *mut libc::stack_t) -> c_int {
+        if !is_quick() {
+            return None;
+        }
+        if let Some(old) = old.as_mut() {
+            *old = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+        }
+        Some(0)
+    }
     fn signalfd(fd: c_int, set: *const libc::sigset_t, flags: c_int) -> c_int {
         Some(call("signalfd", io::silent) as c_int)
     }

@@ -1,4 +1,4 @@
-//! The scheduler: threads of the simulation are real ones, of which only the one that has the *baton* runs. Which is next is
+//! The scheduler: of the threads of the simulation only the one that has the *baton* runs ([`baton`]). Which is next is
 //! drawn from the seed, and time goes on when nobody can run, to the next thing that is due.
 //!
 //! ```text
@@ -9,6 +9,7 @@
 //! Everything that the simulator knows is in one [`World`], used by whoever has the baton. While that one is within the
 //! simulator, calls of the C library go to the kernel ([`on`]).
 
+mod baton;
 pub mod clock;
 pub mod futex;
 mod pick;
@@ -16,6 +17,7 @@ mod room;
 pub mod threads;
 mod trace;
 
+pub use baton::is_quick;
 pub use room::*;
 pub use trace::{tail, trace};
 
@@ -23,11 +25,12 @@ use super::files::Table;
 use super::net::{Net, NetTimer};
 use super::rng::Rng;
 use super::{mem, real};
+use baton::Slot;
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use threads::{Slot, State, Thread};
+use threads::{State, Thread};
 
 /// The number of a thread, in the order in which they were made.
 pub type ThreadId = usize;
@@ -322,21 +325,21 @@ impl World {
         let next = self.next();
         if next != me {
             let mine = self.threads[me].slot;
-            self.hand_to(next);
-            mine.wait();
+            mine.hand_to(self.turn(next));
         }
     }
 
-    fn hand_to(&mut self, next: ThreadId) {
+    /// It is the turn of `next`: where that is to be given the baton.
+    fn turn(&mut self, next: ThreadId) -> &'static Slot {
         self.switches += 1;
         self.current = next;
-        self.threads[next].slot.give();
+        self.threads[next].slot
     }
 
     /// Gives the baton away for good: this thread was killed.
     fn gone(&mut self) -> ! {
-        let next = self.next();
-        self.hand_to(next);
+        let (mine, next) = (self.threads[self.current].slot, self.next());
+        mine.hand_to(self.turn(next));
         Slot::park()
     }
 

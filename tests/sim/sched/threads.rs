@@ -1,42 +1,13 @@
-//! Simulated threads: real ones that run only while they have the baton.
+//! Simulated threads: they run only while they have the baton.
 
+use super::baton::{self, Slot};
 use super::{HOST, Key, ME, MachineId, Res, ThreadId, WITHIN, World, block, world};
 use crate::mem;
-use crate::real::{self, real};
+use crate::real::real;
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-/// Where a thread waits for the baton.
-pub struct Slot(AtomicU32);
-
-impl Slot {
-    fn new() -> &'static Slot {
-        Box::leak(Box::new(Slot(AtomicU32::new(0))))
-    }
-
-    /// Gives the baton to the thread of this slot.
-    pub fn give(&self) {
-        self.0.store(1, Ordering::Release);
-        real::futex_wake(&self.0);
-    }
-
-    /// Waits for it.
-    pub fn wait(&self) {
-        while self.0.swap(0, Ordering::Acquire) == 0 {
-            real::futex_wait(&self.0, 0, 0);
-        }
-    }
-
-    /// Waits for ever.
-    pub fn park() -> ! {
-        let never = AtomicU32::new(0);
-        loop {
-            real::futex_wait(&never, 0, 0);
-        }
-    }
-}
 
 /// What a thread is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,7 +75,7 @@ extern "C" fn begin(told: *mut c_void) -> *mut c_void {
         let b = unsafe { &*told.cast::<Begin>() };
         b.slot
     };
-    slot.wait();
+    slot.begin();
     // SAFETY: as above; this is the one who frees it.
     let b = unsafe { Box::from_raw(told.cast::<Begin>()) };
     let (start, arg) = (b.start, b.arg);
@@ -135,10 +106,10 @@ extern "C" fn end(_: *mut c_void) {
     w.threads[me].state = State::Ended;
     w.wake(Key::Join(me), usize::MAX);
     mem::shrink(w.threads[me].stack);
-    let next = w.next();
+    let (mine, next) = (w.threads[me].slot, w.next());
+    let to = w.turn(next);
     ME.set(0);
-    // SAFETY: as in `world`; this thread has the baton until the hand-over in it.
-    unsafe { &mut *super::WORLD.load(Ordering::Relaxed) }.hand_to(next);
+    mine.end(to);
 }
 
 impl World {
@@ -191,6 +162,7 @@ pub fn first(w: &mut World, main: Box<dyn FnOnce() + Send>) {
         main();
         null_mut()
     }
+    baton::prepare();
     let mut key = 0;
     // SAFETY: a valid place for the key; the destructor is a function of this program.
     assert_eq!(unsafe { libc::pthread_key_create(&mut key, Some(end)) }, 0, "no key for the ends of threads");
@@ -205,7 +177,7 @@ pub fn first(w: &mut World, main: Box<dyn FnOnce() + Send>) {
     let r = unsafe { make(w, id, &mut native, FIRST_STACK, told) };
     assert_eq!(r, 0, "no first thread");
     w.natives.insert(native, id);
-    slot.give();
+    slot.first();
 }
 
 /// `pthread_create` of a simulated thread: the new one belongs to the same machine, or to that of [`super::spawn_on`].

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-pub const TESTS: [Test; 9] = [
+pub const TESTS: [Test; 10] = [
     ("threads::locks_exclude_each_other", locks_exclude_each_other),
     ("threads::condition_variables_and_channels_hand_over", condition_variables_and_channels_hand_over),
     ("threads::waits_end_at_their_time", waits_end_at_their_time),
@@ -20,6 +20,7 @@ pub const TESTS: [Test; 9] = [
     ("threads::killed_and_frozen_threads_do_not_run", killed_and_frozen_threads_do_not_run),
     ("threads::machines_have_their_own_clocks", machines_have_their_own_clocks),
     ("threads::a_seed_is_a_run", a_seed_is_a_run),
+    ("threads::it_is_the_same_run_with_real_hand_overs", it_is_the_same_run_with_real_hand_overs),
 ];
 
 fn locks_exclude_each_other() -> Result<(), String> {
@@ -249,4 +250,52 @@ fn a_seed_is_a_run() -> Result<(), String> {
     }
     let different: HashSet<u64> = first.iter().copied().collect();
     if different.len() == first.len() { Ok(()) } else { Err(format!("seeds alike: {first:x?}")) }
+}
+
+/// Threads that begin, hand over, end and are killed while others carry them: the same run as when each does so itself.
+fn it_is_the_same_run_with_real_hand_overs() -> Result<(), String> {
+    let real = |s| {
+        // SAFETY: this process has one thread.
+        unsafe { std::env::set_var("KAGAMI_SIM_THREADS", "1") };
+        let hash = hash_of(s, generations);
+        // SAFETY: as above.
+        unsafe { std::env::remove_var("KAGAMI_SIM_THREADS") };
+        hash
+    };
+    (0..12).try_for_each(|s| {
+        let (quick, real) = (hash_of(s, generations)?, real(s)?);
+        if quick == real { Ok(()) } else { Err(format!("seed {s}: {quick:x}, but {real:x} with real hand-overs")) }
+    })
+}
+
+/// Threads that start others, end in any order with values of their own to drop, and are killed in between.
+fn generations() {
+    /// Says what its thread was when that ends.
+    struct Last(u64);
+    impl Drop for Last {
+        fn drop(&mut self) {
+            thread::yield_now();
+            sched::trace(format!("{} of {:?}", self.0, thread::current().name()));
+        }
+    }
+    thread_local!(static OWN: std::cell::RefCell<Vec<Last>> = const { std::cell::RefCell::new(Vec::new()) });
+    fn live(depth: u64, n: u64) {
+        OWN.with_borrow_mut(|all| all.push(Last(depth * 10 + n)));
+        let below: Vec<_> = (0..if depth > 0 { 3 } else { 0 })
+            .map(|n| thread::Builder::new().name(format!("{depth}.{n}")).spawn(move || live(depth - 1, n)).unwrap())
+            .collect();
+        thread::sleep(Duration::from_nanos(100 * n));
+        assert_eq!(OWN.with_borrow(|all| all.len()), 1);
+        // Every other one is left alone.
+        below.into_iter().skip(n as usize % 2).for_each(|t| t.join().unwrap());
+    }
+    let m = sched::machine("m", &[]);
+    for _ in 0..3 {
+        let t = sched::spawn_on(m, "first", Box::new(|| live(3, 1)));
+        sched::sleep(Duration::from_micros(100));
+        sched::kill(m);
+        sched::join(t);
+        live(2, 0);
+        OWN.with_borrow_mut(Vec::clear);
+    }
 }
