@@ -160,10 +160,11 @@ pub fn d1_d3_persist_points() -> Result<(), String> {
     names.iter().for_each(|(name, n)| println!("  {n:4} {name}"));
     // An ordinary run takes every so manieth case, another residue for each way to crash.
     let count = cases.len() as u64;
-    if std::env::var_os("KAGAMI_FULL").is_none() {
-        println!("{} of {count} cases; KAGAMI_FULL=1 plays all", count.div_ceil(SHARE));
+    let whole = ["KAGAMI_POINTS", "KAGAMI_FULL"].iter().any(|v| std::env::var_os(v).is_some());
+    if !whole {
+        println!("{} of {count} cases; KAGAMI_POINTS=all plays all", count.div_ceil(SHARE));
     }
-    let share = if std::env::var_os("KAGAMI_FULL").is_none() { SHARE } else { 1 };
+    let share = if whole { 1 } else { SHARE };
     let only = std::env::var("KAGAMI_CASE").ok().and_then(|v| v.parse::<u64>().ok());
     CASES.with(|c| *c = cases);
     let (mut sums, mut failed) = (Sums::default(), Vec::new());
