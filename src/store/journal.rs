@@ -363,12 +363,15 @@ impl Journal {
         self.intervals.iter().skip(self.first_since(since)).map(|i| i.path.clone()).collect()
     }
 
-    /// The first interval that may hold something after `since`.
+    /// The first interval that may hold something after `since`. No later one begins before it, so what those repeat is all
+    /// there from here on; from any other one a mark would be missing that was spared for one that is only repeated.
     fn first_since(&self, since: Seq) -> usize {
-        // Of intervals that begin at one position the first: a mark is made before its entry has a number, so one that
-        // a crash left without an entry lies before the interval that the next start began at the same position.
-        let last = self.intervals.iter().rev().find(|i| i.head.after <= since).map_or(since, |i| i.head.after);
-        self.intervals.iter().position(|i| i.head.after == last).unwrap_or(0)
+        let first = self.intervals.iter().rposition(|i| i.head.after <= since).unwrap_or(0);
+        let Some(after) = self.intervals.get(first).map(|i| i.head.after) else { return 0 };
+        // Of those that begin at one position the first: a mark is made before its entry has a number, so one that a crash
+        // left without an entry lies before the interval that the next start began at the same position.
+        let same = self.intervals.iter().take(first).rev().take_while(|i| i.head.after == after).count();
+        first - same
     }
 
     /// The records of all intervals that may hold something after `since`, in order. Error when the journal begins later.

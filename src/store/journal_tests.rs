@@ -94,6 +94,108 @@ fn g4_who_is_lost_in_the_middle_of_an_interval_does_not_look_at_all_of_it() {
     assert_eq!(j.since(Seq(1005)).unwrap().len(), 0);
 }
 
+/// Two peers are lost, at positions the later of which the interval before began at: what was marked since is told, though
+/// it was spared for a mark that is only repeated.
+#[test]
+fn g5_what_a_repeated_mark_spared_is_told_from_every_position() {
+    let d = tempfile::tempdir().unwrap();
+    let mut j = Journal::open(d.path(), Seq(0), 1 << 30).unwrap();
+    let v = VolId(0);
+    let made = |s: &str| NsChange::Create { at: n(s) };
+    j.names(Seq(1), v, made("a")).unwrap();
+    j.data(Seq(2), v, &n("a"), What::File, 0, 10).unwrap();
+    j.names(Seq(3), v, made("b")).unwrap();
+    j.rotate(Seq(3)).unwrap();
+    j.split(Seq(1), Seq(3)).unwrap();
+    j.data(Seq(4), v, &n("a"), What::File, 0, 10).unwrap(); // spared
+    j.rotate(Seq(4)).unwrap();
+    j.split(Seq(3), Seq(4)).unwrap();
+    j.data(Seq(5), v, &n("a"), What::File, 0, 10).unwrap(); // spared
+    let mark = Rec { seq: Seq(4), vol: v, change: Change::Data { at: n("a"), what: What::File, from: 0, to: 65536 } };
+    assert_eq!(j.since(Seq(3)).unwrap(), [mark]);
+    assert_eq!(j.since(Seq(1)).unwrap().len(), 2);
+}
+
+mod any_order {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Do {
+        Mark(u8),
+        Rename(u8, u8),
+        Rotate,
+        /// A peer is lost that has everything but so many entries.
+        Split(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Do> {
+        prop_oneof![
+            4 => (0u8..3).prop_map(Do::Mark),
+            2 => (0u8..3, 0u8..3).prop_map(|(a, b)| Do::Rename(a, b)),
+            1 => Just(Do::Rotate),
+            2 => (0u64..6).prop_map(Do::Split),
+        ]
+    }
+
+    fn name(i: u8) -> Name {
+        n(&format!("f{i}"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// From whatever position: each change of names once, in order, and each file that was marked since has a mark there
+        /// under the name that it had.
+        #[test]
+        fn g5_from_every_position_all_that_changed_since_is_told(steps in prop::collection::vec(step(), 1..40)) {
+            let d = tempfile::tempdir().unwrap();
+            let mut j = Journal::open(d.path(), Seq(0), 1 << 30).unwrap();
+            let v = VolId(0);
+            let mut did: Vec<Rec> = Vec::new();
+            for s in steps {
+                let last = Seq(did.len() as u64);
+                let next = last.next();
+                match s {
+                    Do::Mark(i) => {
+                        // Before the change, and with its place in the order.
+                        for _ in 0..2 {
+                            j.data(next, v, &name(i), What::File, 0, 10).unwrap();
+                        }
+                        let change = Change::Data { at: name(i), what: What::File, from: 0, to: 65536 };
+                        did.push(Rec { seq: next, vol: v, change });
+                    }
+                    Do::Rename(a, b) => {
+                        let (from, to) = (name(a), name(b));
+                        let ns = NsChange::Rename { from, to, moved: What::File, over: Some(What::File), exchange: true };
+                        j.names(next, v, ns.clone()).unwrap();
+                        did.push(Rec { seq: next, vol: v, change: Change::Ns(ns) });
+                    }
+                    Do::Rotate => drop(j.rotate(last).unwrap()),
+                    Do::Split(back) => drop(j.split(Seq(last.0.saturating_sub(back)), last).unwrap()),
+                }
+            }
+            for p in 0..=did.len() {
+                let told = j.since(Seq(p as u64)).unwrap();
+                let names = |r: &&Rec| matches!(r.change, Change::Ns(_));
+                let ns: Vec<&Rec> = told.iter().filter(names).collect();
+                let from = did.len() - did.iter().rev().take_while(|r| ns.first().is_some_and(|f| f.seq <= r.seq)).count();
+                prop_assert_eq!(&ns, &did[from..].iter().filter(names).collect::<Vec<_>>(), "since {}", p);
+                prop_assert!(did[p..from.max(p)].iter().all(|r| !names(&r)), "since {p}: names are missing");
+                for r in &did[p..] {
+                    let Change::Data { at, .. } = &r.change else { continue };
+                    let about = |c: &Rec| matches!(&c.change, Change::Ns(n) if n.names().contains(&Some(at)));
+                    // Records between the last change of this name before the mark and the next one after it.
+                    let begin = told.iter().rposition(|c| about(c) && c.seq <= r.seq).map_or(0, |i| i + 1);
+                    let end = told.iter().position(|c| about(c) && c.seq > r.seq).unwrap_or(told.len());
+                    let is = told[begin..end].iter().any(|c| c.change == r.change);
+                    prop_assert!(is, "since {p}: no mark for entry {} at {at:?} in {told:?}", r.seq.0);
+                }
+            }
+        }
+    }
+}
+
 /// An interval whose repeated records are not all there holds nothing: those before it have them.
 #[test]
 fn g4_an_interval_that_was_torn_while_it_was_made_is_not_there() {
