@@ -95,6 +95,8 @@ impl Session {
     /// Ends a first copy: the other side is at Q once the entries up to the present are applied.
     pub(super) fn end_copy(&mut self, id: u64, at: Point) -> Step<Seq> {
         let whole = self.group.quiesce(PATIENCE)?;
+        // The entries after Q wait for that by themselves.
+        self.behind_sync_site(at.q)?;
         self.say(&Msg::CopyDone { id, base: at.q, whole, epochs: at.epochs })?;
         match self.hear(Duration::from_secs(600))? {
             Msg::Ready { id: i } if i == id => {}

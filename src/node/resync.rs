@@ -9,6 +9,7 @@
 //! the transaction up to a point after the last read, make them exact.
 
 use super::by_state::Suspect;
+use super::failure::failed;
 use super::losses::Losses;
 use super::meter::Meter;
 use super::repair::Repair;
@@ -344,6 +345,19 @@ impl Session {
         Ok(())
     }
 
+    /// Before a copy counts as a point of the order: what was read of the tree is not to be ahead of the sync site (G2).
+    /// What was refused meanwhile is not shown at all: the copy is begun anew, past it.
+    pub(super) fn behind_sync_site(&mut self, upto: Seq) -> Step<()> {
+        while self.pair.mode == Mode::Async && self.group.async_limit() < upto {
+            self.tick()?;
+            self.group.wait_async_limit(before(upto), Duration::from_millis(100));
+        }
+        if self.group.has_refused(self.index, upto) {
+            return failed(Reason::Behind, Error::failed("what was copied has something that the fence refused"));
+        }
+        Ok(())
+    }
+
     /// Sends the entries after Q up to a point after everything that was read, then the commit record.
     fn finish_txn(&mut self, id: u64, q: Seq) -> Step<Seq> {
         let reach = self.group.quiesce(PATIENCE)?;
@@ -369,11 +383,7 @@ impl Session {
                 Fetch::Gone => return self.behind(),
             }
         }
-        // Also what was read of the tree is not to be ahead of the sync site (G2).
-        while self.pair.mode == Mode::Async && self.group.async_limit() < cursor {
-            self.tick()?;
-            self.group.wait_async_limit(before(cursor), Duration::from_millis(100));
-        }
+        self.behind_sync_site(cursor)?;
         let epochs = self.group.replica.order().state.chain.clone();
         let commit = TxnCommit { id, to: cursor, epochs };
         self.raw(&frame::build(FrameKind::TxnCommit, &codec::encode(&commit)?, b""))?;

@@ -473,7 +473,7 @@ fn appended(r: &Receiver, meta: &Path, kind: &str) -> std::path::PathBuf {
 
 /// Bytes of a file that are in use; what follows is room for more.
 fn used(r: &Receiver, path: &Path) -> u64 {
-    if path.extension().is_some_and(|e| e == "log") {
+    if path.parent().unwrap().ends_with("queue") {
         let start = u64::from_str_radix(path.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
         return 16 + r.replica.log.end() - start;
     }

@@ -274,6 +274,11 @@ impl<K: Eq + Hash> Fence<K> {
         self.gaps.iter().any(|(cut, end)| *cut <= has && has < *end)
     }
 
+    /// Some of what was refused is at this position, and not all that takes it back.
+    pub fn is_inside(&self, at: Seq) -> bool {
+        self.gaps.iter().any(|(cut, end)| *cut < at && at < *end)
+    }
+
     /// Everybody has everything up to here.
     pub fn forget_gaps(&mut self, upto: Seq) {
         self.gaps.retain(|(_, end)| *end > upto);

@@ -55,6 +55,7 @@ fn ms6_the_latest_is_undone_first_and_nobody_is_answered_before_all_are() {
     [5, 6, 7].iter().for_each(|l| f.answered(Seq(*l)));
     assert!(!f.is_busy());
     assert!(f.in_gap(Seq(3)) && f.in_gap(Seq(11)) && !f.in_gap(Seq(2)) && !f.in_gap(Seq(12)));
+    assert!(!f.is_inside(Seq(3)) && f.is_inside(Seq(4)) && f.is_inside(Seq(11)) && !f.is_inside(Seq(12)));
     // What begins later is none of it: the operator opened the fence.
     f.enter(10);
     f.waits(&10, Seq(20));

@@ -240,6 +240,46 @@ impl Drop for Over<'_> {
     }
 }
 
+/// G2: the sync site stands still while the async one is copied to. What a write has brought about here meanwhile is part of
+/// what is copied, but of no point that counts, until the sync site has it.
+#[test]
+fn g2_a_first_copy_does_not_end_ahead_of_the_sync_site() {
+    proc::ready_to_stop();
+    let lab = bed::made(&[], |lab| {
+        for site in ["primary", "sync"] {
+            bed::configure(lab, site, "[limits]\nlink_timeout_ms = 60000\nprogress_timeout_ms = 60000");
+        }
+    });
+    lab.ok("up", &[]);
+    settle(&lab);
+    lab.kill_now("async");
+    let region = lab.site_dir("async").join("region");
+    fs::remove_dir_all(&region).unwrap();
+    fs::create_dir(&region).unwrap();
+    let made = lab.at("async", &["region", "create"]);
+    assert!(made.status.success(), "{}", proc::text(&made.stderr));
+    let signal = |s| proc::kill(lab.pid("sync").unwrap(), s);
+    signal(libc::SIGSTOP);
+    let (mnt, here, there) = (lab.mnt(), lab.tree("primary"), lab.tree("async"));
+    let writer = std::thread::spawn(move || fs::create_dir(mnt.join("new")));
+    assert!(proc::wait_until(bed::PATIENCE, || here.join("new").exists()), "{}", lab.log_tails());
+    lab.start("async");
+    assert!(proc::wait_until(bed::PATIENCE, || there.join("new").exists()), "{}", lab.log_tails());
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        assert!(between(&lab, "async"), "a point that the sync site does not have");
+        assert_ne!(lab.pair("primary", "async")["state"], "PAIR");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!writer.is_finished(), "answered without the sync site");
+    signal(libc::SIGCONT);
+    writer.join().unwrap().unwrap();
+    settle(&lab);
+    assert!(!between(&lab, "async"));
+    lab.assert_trees_equal();
+    lab.down();
+}
+
 /// MS-9: both copies of a tree that was there before, side by side, while it is written to.
 #[test]
 fn initial_copies_of_an_existing_tree_go_on_under_writes_and_through_kills() {

@@ -140,10 +140,12 @@ impl LocalGroup {
         if let Err(w) = b.may_stand() {
             return why(w);
         }
-        match (&*self.task.lock(), self.consistent(&r, false)) {
-            (Task::Giving(_) | Task::Returning, _) => why("the role is on its way to another site".into()),
-            (_, Err(e)) => why(e.msg),
-            _ => Some(Ok(())),
+        // Whoever has both locks takes that of the role before that of the task.
+        let on_its_way = matches!(*self.task.lock(), Task::Giving(_) | Task::Returning);
+        match self.consistent(&r, false) {
+            _ if on_its_way => why("the role is on its way to another site".into()),
+            Err(e) => why(e.msg),
+            Ok(()) => Some(Ok(())),
         }
     }
 

@@ -22,7 +22,6 @@ impl Receiver {
         })?;
         self.replica.names.lock().disarm();
         self.replica.set_between(true)?;
-        self.remove_unsynced()?;
         m.activity.rewind(Seq(0))?;
         m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
         m.live.set_txn(None);
@@ -33,6 +32,7 @@ impl Receiver {
                 log::warn!("group {}: {n} directories were removed or replaced from outside", self.replica.group);
             }
         }
+        self.remove_unsynced()?;
         g.txns.clear();
         g.shown = (Seq(0), Seq(0));
         g.fault = None;

@@ -42,7 +42,8 @@ impl Receiver {
     }
 }
 
-/// Removes the regular files in these directories, under all their names.
+/// Removes the names of regular files in these directories. When that was cut short before, or the table could not be written
+/// to, it has names that are not there; they go as well.
 fn remove_files(region: &Region, dirs: &BTreeSet<DirId>) -> Result<u64> {
     let mut n = 0;
     for dir in dirs.iter().filter(|d| !d.is_internal()) {
@@ -57,11 +58,17 @@ fn remove_files(region: &Region, dirs: &BTreeSet<DirId>) -> Result<u64> {
         for e in list {
             if sys::statat(&*fd, &e.name).is_ok_and(|st| st.is_file()) {
                 let at = Name::new(*dir, e.name);
-                for at in region.link_names(&at).map_or_else(|| vec![at.clone()], |(_, names)| names) {
-                    region.apply_direct(&mut Op::Unlink { at, pmtime: Default::default() }, b"")?;
-                }
+                region.apply_direct(&mut Op::Unlink { at, pmtime: Default::default() }, b"")?;
                 n += 1;
             }
+        }
+    }
+    let linked: Vec<Name> = region.ids.read().linked_names().cloned().collect();
+    for at in linked {
+        match region.look(&at) {
+            Ok(Some(_)) => {}
+            Err(e) if !matches!(e.errno, libc::ENOENT | libc::ENOTDIR) => return Err(e),
+            _ => region.ids.write().drop_link(&at)?,
         }
     }
     Ok(n)

@@ -229,6 +229,12 @@ impl Group {
         g.pairs.get(pair).is_some_and(|(k, _)| *k != PairKind::Leg) && g.fence.in_gap(has)
     }
 
+    /// What is at a position has changes that were refused, and of which what takes them back comes after it.
+    pub fn has_refused(&self, pair: usize, at: Seq) -> bool {
+        let g = self.gate.lock();
+        g.pairs.get(pair).is_some_and(|(k, _)| *k != PairKind::Leg) && g.fence.is_inside(at)
+    }
+
     /// A pair has no link any more: answers wait for it no longer. With the fence, what its peer did not have is undone
     /// and refused first. The fault is persisted before this is called. `waived`: whether it fences nothing; asked here,
     /// so that an order of the operator (see [`Group::waive`]) comes before or after it.
