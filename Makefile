@@ -26,6 +26,7 @@ deb: build ## A Debian package, in target/debian
 lint: ## Formatting, clippy, the rules of the docs
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
+	$(CARGO) clippy --quiet --lib --tests --features schedules -- -D warnings
 	scripts/check-docs.sh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check; fi
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The long forms of the tests that draw what they do: crashes, power cuts, every case of the procedures, sequences against
-# the model, real faults, decoders, hostile peers, the simulation, fuzzing. Ends with a table of what each of them did.
+# the model, real faults, decoders, hostile peers, the simulation, schedules, fuzzing. Ends with a table of what each of them did.
 #
 #   scripts/soak.sh [PART...]      all parts, or these; their logs are in target/soak
 #
@@ -12,14 +12,14 @@ mkdir -p "$logs"
 KAGAMI_SKIPPED="$(mktemp)"
 export KAGAMI_SKIPPED
 trap 'rm -f "$KAGAMI_SKIPPED"' EXIT
-parts=(crash power arbiter model realfaults matrix decoders hostile sim fuzz)
+parts=(crash power arbiter model realfaults matrix decoders hostile sim schedules fuzz)
 (($# == 0)) || parts=("$@")
 table=()
 failed=0
 
 # What a log says of how much was done: lines with a sum, and how many single rounds there were.
 figures() {
-    grep -aE '^[a-z0-9_]+: [0-9]+ (sequences|rounds|cases|inputs|mutated|seeds)|^ *[0-9]+ (cases|seeds|sequences|persist points)' "$1" | head -16
+    grep -aE '^[a-z0-9_:]+: [0-9]+ (sequences|rounds|cases|inputs|mutated|seeds|schedules)|^ *[0-9]+ (cases|seeds|sequences|persist points)' "$1" | head -16
     local rounds
     rounds="$(grep -acE '^round [0-9]+: ' "$1")"
     ((rounds == 0)) || printf '%d rounds in all\n' "$rounds"
@@ -87,6 +87,7 @@ for name in "${parts[@]}"; do
         decoders) part decoders KAGAMI_MUTATIONS=100000 -- --test decoders ;;
         hostile) part hostile -- --test all hostile:: ;;
         sim) part sim KAGAMI_SEEDS=100000 KAGAMI_FULL=1 -- --test sim ;;
+        schedules) part schedules KAGAMI_SCHEDULES=50 -- --lib --features schedules schedules ;;
         fuzz) fuzz ;;
         *) printf 'no such part: %s\n' "$name" >&2; exit 2 ;;
     esac

@@ -196,6 +196,24 @@ fn unsafe_stands_in_os_alone() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What runs under schedules (`src/base/sync.rs`) has no lock that a schedule does not know of.
+#[test]
+fn locks_of_the_floors_up_to_node_come_from_one_place() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        if path.starts_with("base/sync.rs") || path.starts_with("base/sync") || rank(&floor_of(&path)) > rank("node") {
+            continue;
+        }
+        for (number, line) in code_only(&text).lines().enumerate() {
+            let std = line.contains("std::sync") && ["Mutex", "Condvar", "RwLock"].iter().any(|l| line.contains(l));
+            if std || line.contains("parking_lot") {
+                wrong.push(format!("src/{}:{}: locks are those of base::sync", path.display(), number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// What cargo-deny would refuse, also where it is not installed: another registry, a licence that is not listed in
 /// deny.toml. And every exception there says why.
 #[test]

@@ -118,7 +118,15 @@ impl Epoch {
 /// Name of a site, as in `[node] site = "…"`.
 pub type Site = String;
 
+/// A random 64-bit value, drawn with the schedule.
+#[cfg(feature = "schedules")]
+pub fn random_u64() -> u64 {
+    use shuttle::rand::RngCore;
+    shuttle::rand::thread_rng().next_u64()
+}
+
 /// A random 64-bit value from the kernel.
+#[cfg(not(feature = "schedules"))]
 pub fn random_u64() -> u64 {
     let mut b = [0u8; 8];
     // getrandom(2) cannot fail for 8 bytes once the kernel's pool is initialised.

@@ -5,6 +5,7 @@ pub mod ids;
 pub mod limits;
 pub mod planted;
 pub mod size;
+pub mod sync;
 pub mod time;
 
 pub use error::{At, Error, Kind, Result};

@@ -2,9 +2,9 @@
 
 use super::sock::{Sock, Until, link_error};
 use super::tls;
+use crate::base::sync::Mutex;
 use crate::base::{Error, Kind, Result, limits};
 use crate::format::frame::{self, HEADER_BYTES, Header};
-use parking_lot::Mutex;
 use rustls::Connection;
 use std::io::{self, Read};
 use std::sync::Arc;

@@ -7,8 +7,8 @@
 use super::identity::{Identity, PeerKey};
 use super::link::Purpose;
 use super::sock::{Sock, Until, link_error, timed_out};
+use crate::base::sync::Mutex;
 use crate::base::{Error, Kind, Result};
-use parking_lot::Mutex;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};

@@ -1,6 +1,7 @@
 //! A receiver's answers about its tree, given by the thread that reads the link, or, during a comparison, beside it.
 
 use super::tell;
+use crate::base::sync::Mutex;
 use crate::base::{DirId, Error, LinkId, Name, Result, Seq, VolId};
 use crate::format::codec;
 use crate::format::msg::{Ask, Msg, Told};
@@ -9,7 +10,6 @@ use crate::pair::plan;
 use crate::store::receive::Receiver;
 use crate::store::replica::Replica;
 use crossbeam::channel::{Sender, unbounded};
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -8,6 +8,7 @@
 use super::config::{Arbiter, AutoTakeover};
 use super::sender::SenderCtx;
 use super::status::{ArbiterStatus, VoterStatus};
+use crate::base::sync::Mutex;
 use crate::base::{At, Error, Result, Seq, Site};
 use crate::format::frame::{FrameKind, Header};
 use crate::format::msg::{Hello, Msg, RejectCode, VERSION, Wish};
@@ -19,7 +20,6 @@ use crate::store::files;
 use crate::volume::group::Group;
 use crate::volume::permit::Permit;
 use bincode::{Decode, Encode};
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};

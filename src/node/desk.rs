@@ -1,11 +1,11 @@
 //! Questions to the peer of a pair in PAIR, beside the stream of entries: for comparisons, by whoever ordered one.
 
 use crate::base::limits;
+use crate::base::sync::Mutex;
 use crate::base::{Error, Kind, Result};
 use crate::format::msg::Msg;
 use crate::net::{Closer, FrameWriter};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

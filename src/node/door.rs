@@ -4,8 +4,8 @@
 //! peer that greets at once, and those that were pushed out end by themselves.
 
 use crate::base::limits;
+use crate::base::sync::Mutex;
 use crate::net::Closer;
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 

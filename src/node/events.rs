@@ -11,8 +11,8 @@
 //! not flushed: they survive kill -9, not always a power cut.
 
 use super::status::{EventsStatus, ResyncStats};
+use crate::base::sync::{Condvar, Mutex};
 use crate::base::{At, Result, time};
-use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! Answers to a few questions over HTTP/1.1, for monitoring and load balancers. Bounded in everything a client can make
 //! large or slow: the request, the connections, the time. Only GET and HEAD; one question for each connection.
 
-use parking_lot::Mutex;
+use crate::base::sync::Mutex;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;

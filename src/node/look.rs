@@ -7,13 +7,13 @@
 use super::answers;
 use super::incoming::Incoming;
 use super::serve::{reject, welcome};
+use crate::base::sync::Mutex;
 use crate::base::{Epoch, Error, Name, Result, Seq, VolId};
 use crate::format::frame::FrameKind;
 use crate::format::msg::{CopyState, Hello, Msg, RejectCode};
 use crate::format::op::Target;
 use crate::net::{FrameReader, FrameWriter, Link};
 use crate::pair::change::{Change, Rec};
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::time::Duration;
 

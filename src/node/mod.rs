@@ -54,6 +54,7 @@ mod tell;
 mod verify;
 mod why;
 
+use crate::base::sync::Mutex;
 use crate::base::{At, Kind, Result, time, time::Time};
 use crate::net::Identity;
 use crate::pair::state::{Reason, State};
@@ -62,7 +63,6 @@ use events::{Event, Events, What};
 use links::Links;
 use local::LocalGroup;
 use notify::Notify;
-use parking_lot::Mutex;
 use scrape::Scrape;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

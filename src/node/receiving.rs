@@ -1,11 +1,11 @@
 //! A receiver with its threads: one applies, one makes room in the log.
 
 use crate::base::planted::{Bug, planted};
+use crate::base::sync::thread::{self, JoinHandle};
 use crate::base::{Error, Result, limits};
 use crate::store::receive::Receiver;
 use crate::store::replica::Replica;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long what was received may take to be applied before a role changes.
@@ -24,14 +24,14 @@ impl Receiving {
         let receiver = Arc::new(Receiver::new(replica)?);
         receiver.replay();
         let (a, c) = (receiver.clone(), receiver.clone());
-        let applier = std::thread::Builder::new().name("applier".into()).spawn(move || {
+        let applier = thread::Builder::new().name("applier".into()).spawn(move || {
             let mut buf = Vec::new();
             while a.step(&mut buf, Duration::from_millis(500)) {}
         })?;
-        let checkpoint = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+        let checkpoint = thread::Builder::new().name("checkpoint".into()).spawn(move || {
             let mut last = Instant::now();
             while !c.stopped() {
-                std::thread::sleep(Duration::from_millis(200));
+                thread::sleep(Duration::from_millis(200));
                 let room = c.wants_room() && last.elapsed() > Duration::from_millis(500);
                 let due = last.elapsed() >= limits::CHECKPOINT || room;
                 if let Err(e) = if due { c.checkpoint() } else { c.replica.sharpen() } {

@@ -3,13 +3,13 @@
 
 use super::session::{Session, Step};
 use super::source::{Differ, Found, Source};
+use crate::base::sync::Mutex;
 use crate::base::{DirId, LinkId, Name, VolId};
 use crate::format::msg::{Ask, Have};
 use crate::format::op::{Op, Target};
 use crate::pair::change::{Change, Rec};
 use crate::pair::plan::Extent;
 use crate::store::watch::Watch;
-use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! Reading the source's tree for a copy while it is in use: where an object is now, and what differs from the target.
 
 use super::tell;
+use crate::base::sync::Mutex;
 use crate::base::{DirId, LinkId, Name, Result, VolId, limits, time};
 use crate::format::msg::{BlockHash, Have, Told};
 use crate::format::op::{Attr, NodeKind, Op, Target};
@@ -11,7 +12,6 @@ use crate::store::kept::CAPABILITY;
 use crate::store::region::Region;
 use crate::store::replica::Replica;
 use crate::store::watch::Watch;
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -203,7 +203,7 @@ impl Names {
 
 /// Arms entries from `from`, the position up to which the log is applied, to `to` at most. Nothing is applied meanwhile.
 pub fn arm(
-    names: &parking_lot::Mutex<Names>,
+    names: &crate::base::sync::Mutex<Names>,
     log: &EntryLog,
     regions: &[Arc<Region>],
     from: u64,

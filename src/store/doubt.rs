@@ -2,9 +2,9 @@
 //! the sites are known to be equal again (MS-6).
 
 use super::files;
+use crate::base::sync::Mutex;
 use crate::base::{At, Result, Seq, VolId, time::Time};
 use bincode::{Decode, Encode};
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"KGMDOUB\0";

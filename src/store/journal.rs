@@ -467,7 +467,9 @@ impl Journal {
         self.dirty = true;
         self.new_name = true;
         self.used = !again.is_empty();
-        self.marked.clear();
+        if !planted(Bug::SpareAcrossIntervals) {
+            self.marked.clear();
+        }
         self.opened = Instant::now();
         Ok(())
     }

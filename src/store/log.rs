@@ -8,11 +8,11 @@
 //! A torn tail is cut off at open; nothing in it was acknowledged.
 
 use crate::base::planted::{Bug, planted};
+use crate::base::sync::Mutex;
 use crate::base::{At, Error, Result, limits};
 use crate::format::{file, frame};
 use crate::os::sys;
 use crate::store::room::Room;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -11,18 +11,18 @@ use super::files;
 use super::head::Row;
 use super::idtable::IdTable;
 use super::space::Space;
+use crate::base::sync::atomic::AtomicBool;
+use crate::base::sync::{Mutex, RwLock};
 use crate::base::{At, DirId, Error, Kind, LinkId, Name, Result, VolId};
 use crate::os::rights;
 use crate::os::sys::{self, Stat};
 use crate::pair::change::What;
 use bincode::{Decode, Encode};
 use lru::LruCache;
-use parking_lot::{Mutex, RwLock};
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 /// Directory descriptors kept open, per region.

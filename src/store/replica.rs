@@ -13,6 +13,8 @@ use super::power::{self, Active};
 use super::region::Region;
 use super::watch::Watch;
 use crate::base::planted::{Bug, planted};
+use crate::base::sync::atomic::{AtomicBool, Ordering};
+use crate::base::sync::{Mutex, MutexGuard};
 use crate::base::{At, Epoch, Error, Kind, LinkId, Name, Result, Seq, VolId};
 use crate::format::msg::CopyState;
 use crate::format::op::{Op, Target};
@@ -20,9 +22,7 @@ use crate::pair::chain::Chain;
 use crate::pair::change::{Change, NsChange, Rec, What};
 use crate::pair::plan::{self, Links};
 use bincode::{Decode, Encode};
-use parking_lot::{Mutex, MutexGuard};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 const MAGIC: &[u8; 8] = b"KGMSTAT\0";

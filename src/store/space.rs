@@ -14,14 +14,14 @@
 
 use super::live::boot_id;
 use super::region::Region;
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::base::{At, DirId, Error, Kind, Name, Result, size};
 use crate::format::op::{Op, RENAME_EXCHANGE};
 use crate::os::map::Page;
 use crate::os::sys::{self, Stat};
 use crate::store::exec::{Before, Pre};
-use parking_lot::Mutex;
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// In which space is counted, bytes.
 pub const UNIT: u64 = 4096;

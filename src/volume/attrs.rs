@@ -6,13 +6,13 @@ use super::image::Of;
 use super::objects::{Object, Place};
 use super::order::Mark;
 use super::{Node, Volume};
+use crate::base::sync::atomic::Ordering;
 use crate::base::{Error, Result};
 use crate::format::op::Op;
 use crate::os::sys::{self, Stat};
 use crate::os::times::{Stamp, set_times};
 use crate::store::region::Region;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 
 const CAPABILITY: &[u8] = b"security.capability";
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
@@ -65,11 +65,12 @@ impl Volume {
             return self.getattr(node, fh);
         }
         let handle = fh.and_then(|fh| self.files.get(fh).ok()).filter(|h| h.obj.node == node);
+        let on = self.region();
         let path = match &handle {
             Some(h) => h.fd(self)?,
             None => self.path_fd(&obj)?,
         };
-        let mut c = Change::new(self, &obj);
+        let mut c = Change::new(self, &obj, on);
         if let Some(size) = set.size {
             // What counts as a modification comes with a time.
             let modifies = set.mtime != Stamp::Omit;
@@ -136,9 +137,10 @@ impl Volume {
     /// Sets an extended attribute or ACL, with `XATTR_CREATE` or `XATTR_REPLACE`.
     pub fn setxattr(&self, node: u64, name: &[u8], value: &[u8], flags: i32, who: &Caller) -> Result<()> {
         let obj = self.objects.get(node)?;
+        let on = self.region();
         let fd = self.path_fd(&obj)?;
         obj.plain.store(false, Ordering::Release);
-        let mut c = Change::new(self, &obj);
+        let mut c = Change::new(self, &obj, on);
         c.begin(Mark::Attr, &fd, Of::Xattr(name))?;
         let region = self.region();
         let before = region.wanted(sys::fstat(&*fd)?);
@@ -170,8 +172,9 @@ impl Volume {
     /// Removes an extended attribute or ACL.
     pub fn removexattr(&self, node: u64, name: &[u8]) -> Result<()> {
         let obj = self.objects.get(node)?;
+        let on = self.region();
         let fd = self.path_fd(&obj)?;
-        let mut c = Change::new(self, &obj);
+        let mut c = Change::new(self, &obj, on);
         c.begin(Mark::Attr, &fd, Of::Xattr(name))?;
         let region = self.region();
         // An attribute that is only kept beside is not in the tree.

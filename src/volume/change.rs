@@ -4,20 +4,23 @@ use super::caller::Caller;
 use super::image::{IMAGE_BYTES_MAX, Image, Of};
 use super::objects::Object;
 use super::{Volume, order::Mark};
+use crate::base::planted::{Bug, planted};
+use crate::base::sync::MutexGuard;
+use crate::base::sync::atomic::Ordering;
 use crate::base::{DirId, Error, Name, Result, Seq};
 use crate::format::op::{Op, Target};
 use crate::os::sys::{self, Stat};
 use crate::store::region::Region;
 use crate::store::space::{self, Ticket};
-use parking_lot::MutexGuard;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// A change under way; the object's lock is held until [`Change::finish`].
 pub(super) struct Change<'a> {
     v: &'a Volume,
     obj: &'a Object,
+    /// What was in use before the descriptor was opened that is changed through.
+    on: Arc<Region>,
     guard: Option<MutexGuard<'a, ()>>,
     last: Option<Seq>,
     named: bool,
@@ -30,16 +33,16 @@ pub(super) struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    /// Takes the object's lock.
-    pub fn new(v: &'a Volume, obj: &'a Object) -> Change<'a> {
+    /// Takes the object's lock. `on`: the region in use, asked for before the descriptor that the change goes through.
+    pub fn new(v: &'a Volume, obj: &'a Object, on: Arc<Region>) -> Change<'a> {
         let guard = Some(obj.content.lock());
-        Change { v, obj, guard, last: None, named: true, charge: None, begun: false, images: Vec::new() }
+        Change { v, obj, on, guard, last: None, named: true, charge: None, begun: false, images: Vec::new() }
     }
 
     /// Marks the journal; nothing may be changed before. On error nothing must be changed at all. `of`: what is to be
     /// replaced through `fd`.
     pub fn begin(&mut self, mark: Mark, fd: &OwnedFd, of: Of<'_>) -> Result<()> {
-        self.named = self.v.order.begin(self.v.vol, &|| self.obj.target(), mark)?;
+        self.named = self.v.order.begin((self.v.vol, &*self.on), &|| self.obj.target(), mark)?;
         self.begun |= self.named;
         if self.named && self.v.order.undoes() {
             let image = Image::take(&self.v.region(), fd, of)?;
@@ -82,6 +85,9 @@ impl<'a> Change<'a> {
 
     /// Gives what was changed its place in the order. An object without a name: nothing to do.
     pub fn commit(&mut self, mark: Mark, make: &dyn Fn(Target) -> Op, data: &[u8]) -> Result<()> {
+        if planted(Bug::UnlockTooEarly) {
+            self.guard = None;
+        }
         if self.named {
             let seq = self.v.order.commit(self.v.vol, &|| self.obj.target(), mark, make, data)?;
             self.last = seq.or(self.last);

@@ -8,10 +8,10 @@ use super::names::Made;
 use super::order::Mark;
 use super::{Node, Volume};
 use crate::base::planted::{Bug, planted};
+use crate::base::sync::atomic::Ordering;
 use crate::base::{Error, Result, Seq};
 use crate::format::op::{NodeKind, Op};
 use crate::os::sys;
-use std::sync::atomic::Ordering;
 
 /// Writes of the page cache up to this size are answered before the sync site has them, bytes. Of larger ones the kernel has
 /// several under way.
@@ -53,13 +53,12 @@ impl Volume {
     /// Opens a file; with `O_TRUNC` its content goes.
     pub fn open(&self, node: u64, flags: i32, who: &Caller) -> Result<Opened> {
         let obj = self.objects.get(node)?;
-        self.region();
-        let generation = self.generation.load(Ordering::Acquire);
+        let (generation, region) = self.leg();
         let truncate = flags & libc::O_TRUNC != 0;
         let local = local_flags(if truncate { libc::O_RDWR } else { flags });
         let fd = self.open_object(&obj, local)?;
         if truncate {
-            let mut c = Change::new(self, &obj);
+            let mut c = Change::new(self, &obj, region);
             self.truncate(&mut c, &fd, 0, true, who)?;
             c.finish()?;
         }
@@ -69,8 +68,7 @@ impl Volume {
 
     /// Makes and opens a regular file.
     pub fn create(&self, parent: u64, name: &[u8], mode: u32, flags: i32, who: &Caller) -> Result<(Node, Opened)> {
-        self.region();
-        let generation = self.generation.load(Ordering::Acquire);
+        let (generation, _) = self.leg();
         let (node, fd) = self.make_open(parent, name, Made::Node(NodeKind::File), mode, who)?;
         let obj = self.objects.get(node.node)?;
         let fd = match fd {
@@ -107,8 +105,9 @@ impl Volume {
     /// Writes.
     pub fn write(&self, fh: u64, off: u64, data: &[u8], how: WriteHow, who: &Caller) -> Result<Written> {
         let h = self.files.get(fh)?;
+        let region = self.region();
         let fd = h.fd(self)?;
-        let mut c = Change::new(self, &h.obj);
+        let mut c = Change::new(self, &h.obj, region);
         let before = c.stat(&fd)?;
         let off = if how.append { before.size } else { off };
         let mark = Mark::Data { from: off, to: off.saturating_add(data.len() as u64) };

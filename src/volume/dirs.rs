@@ -4,12 +4,12 @@
 use super::handles::{DirHandle, DirState};
 use super::objects::Object;
 use super::{Node, Volume};
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::Ordering;
 use crate::base::{Name, Result};
 use crate::os::sys::{self, Dirent};
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Bytes read from a directory at a time.
 const AHEAD_BYTES: usize = 32 << 10;
@@ -113,7 +113,7 @@ impl Volume {
             return Ok(!each(item));
         }
         let Ok(id) = dir.dir_id() else { return Ok(true) };
-        let found = match self.enter(&self.region(), &Name::new(id, d.name.clone()), st) {
+        let found = match self.enter_found((s.generation, &self.region()), &Name::new(id, d.name.clone()), Some(st)) {
             Ok(n) => n,
             Err(e) => {
                 log::error!("{e}");

@@ -11,6 +11,9 @@ use super::permit::Permit;
 use super::queue::{Queue, Tally};
 use super::spool::SpoolAt;
 use crate::base::planted::{Bug, planted};
+use crate::base::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::base::sync::thread::{self, ThreadId};
+use crate::base::sync::{Condvar, Mutex};
 use crate::base::{Epoch, Error, Kind, Result, Seq, VolId, random_u64, time, time::Time};
 use crate::format::op::{Entry, Op, Target};
 use crate::store::doubt::DoubtFile;
@@ -18,11 +21,8 @@ use crate::store::exec::{Acted, Pre, Side};
 use crate::store::head::ConfigDef;
 use crate::store::region::Region;
 use crate::store::replica::{self, Meta, Replica};
-use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 mod refuse;
@@ -257,10 +257,15 @@ impl Group {
 
     /// Changes the positions of a pair and wakes who waits for them.
     pub fn update(&self, pair: usize, change: impl FnOnce(&mut Progress)) {
+        if planted(Bug::WakeTooEarly) {
+            self.gate_changed.notify_all();
+        }
         if let Some(p) = self.gate.lock().pairs.get_mut(pair) {
             change(&mut p.1);
         }
-        self.gate_changed.notify_all();
+        if !planted(Bug::WakeTooEarly) {
+            self.gate_changed.notify_all();
+        }
     }
 
     /// A peer acknowledged: received, durable, applied, checkpoint, and up to which time its tree has everything.
@@ -326,7 +331,7 @@ impl Group {
         let settled = m.live.settled();
         // What a power cut here can undo is in the journals of the peers until it cannot.
         let durable = if planted(Bug::TrimTooEarly) { durable } else { durable.min(Replica::checkpointed(&m)) };
-        let under_way = !self.in_flight.lock().begun.is_empty();
+        let under_way = !planted(Bug::TrimUnderWay) && !self.in_flight.lock().begun.is_empty();
         let mut upto = durable.min(if under_way { replica::before(settled) } else { settled });
         // What reached the tree before a crash and has no place in the order is known from its mark alone: that stays
         // until every peer is past the crash.
@@ -352,6 +357,14 @@ impl Group {
         match self.fault() {
             Some(why) => Err(Error::failed(why)),
             None => self.admit(),
+        }
+    }
+
+    /// What was looked at is the tree that would be changed, not that of a leg that was left meanwhile.
+    fn on_leg(&self, vol: VolId, on: &Region) -> Result<()> {
+        match std::ptr::eq(&**self.replica.region(vol)?, on) {
+            true => Ok(()),
+            false => Err(Error::os(libc::EIO).context("the leg in use was changed")),
         }
     }
 
@@ -448,7 +461,7 @@ impl Group {
 
     fn settle(&self, m: &Meta, begun: Option<Seq>) {
         let mut f = self.in_flight.lock();
-        let me = std::thread::current().id();
+        let me = thread::current().id();
         match begun {
             Some(s) => {
                 f.count += 1;
@@ -469,10 +482,10 @@ impl Group {
         let until = Instant::now() + timeout;
         let before = self.in_flight.lock().count;
         while self.in_flight.lock().begun.values().any(|(_, number)| *number <= before) {
-            if Instant::now() > until {
+            if Instant::now() > until || self.is_stopped() {
                 return Err(Error::new(Kind::Timeout, "a write to the local tree does not end"));
             }
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         Ok(self.head())
     }
@@ -541,7 +554,14 @@ impl Order for Group {
         0
     }
 
-    fn namespace(&self, vol: VolId, mut op: Op, side: Side, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<Named> {
+    fn namespace(
+        &self,
+        (vol, on): (VolId, &Region),
+        mut op: Op,
+        side: Side,
+        done: &mut dyn FnMut(&Op, &Pre, &Acted),
+    ) -> Result<Named> {
+        self.on_leg(vol, on)?;
         self.patient();
         let mut m = self.replica.order();
         self.enter()?;
@@ -552,7 +572,8 @@ impl Order for Group {
         r
     }
 
-    fn begin(&self, vol: VolId, locate: &dyn Fn() -> Option<Target>, mark: Mark) -> Result<bool> {
+    fn begin(&self, (vol, on): (VolId, &Region), locate: &dyn Fn() -> Option<Target>, mark: Mark) -> Result<bool> {
+        self.on_leg(vol, on)?;
         self.patient();
         let mut m = self.replica.order();
         self.replica.whole(&m)?;

@@ -2,13 +2,13 @@
 
 use super::Volume;
 use super::objects::Object;
+use crate::base::sync::atomic::{AtomicU64, Ordering};
+use crate::base::sync::{Mutex, RwLock};
 use crate::base::{Error, Result};
 use crate::os::sys::{Dirent, Stat};
-use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Handles by number.
 pub struct Handles<T> {

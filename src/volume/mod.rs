@@ -24,6 +24,8 @@ pub mod order;
 pub mod permit;
 pub mod queue;
 mod reach;
+#[cfg(all(test, feature = "schedules"))]
+pub(crate) mod schedules;
 mod space;
 pub mod spool;
 
@@ -34,15 +36,15 @@ pub use dirs::DirItem;
 pub use handles::Opened;
 pub use names::Made;
 
+use crate::base::sync::RwLock;
+use crate::base::sync::atomic::{AtomicU64, Ordering};
 use crate::base::{Result, Seq, VolId};
 use crate::os::sys::{self, Stat};
 use crate::store::region::Region;
 use handles::{DirHandle, Handles, OpenFile};
 use objects::Objects;
 use order::Order;
-use parking_lot::RwLock;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An object as the kernel is told of it.
 #[derive(Clone, Copy, Debug)]
@@ -140,16 +142,23 @@ impl Volume {
         self.objects.forget(node, n);
     }
 
-    /// The region in use. Notices when another one took over, and finds the known objects there.
+    /// The region in use: see [`Volume::leg`].
     fn region(&self) -> Arc<Region> {
-        let now = self.order.generation();
-        if self.generation.load(Ordering::Acquire) != now {
+        self.leg().1
+    }
+
+    /// The region in use with its generation. Notices when another one took over, and finds the known objects there.
+    fn leg(&self) -> (u64, Arc<Region>) {
+        loop {
+            let (now, region) = self.order.leg(self.vol);
+            if self.generation.load(Ordering::Acquire) == now {
+                return (now, region);
+            }
             let _quiet = self.names.write();
-            if self.generation.load(Ordering::Acquire) != now {
-                self.objects.rekey(&self.order.region(self.vol));
+            if self.generation.load(Ordering::Acquire) < now {
+                self.objects.rekey(&region);
                 self.generation.store(now, Ordering::Release);
             }
         }
-        self.order.region(self.vol)
     }
 }

@@ -4,10 +4,11 @@ use super::caller::Caller;
 use super::objects::Object;
 use super::reach::Dir;
 use super::{Node, Volume};
+use crate::base::planted::{Bug, planted};
 use crate::base::{Error, Name, Result, limits, time::Time};
 use crate::format::op::{Attr, NodeKind, Op, RENAME_EXCHANGE, RENAME_NOREPLACE};
 use crate::os::sys;
-use crate::store::exec::Side;
+use crate::store::exec::{Acted, Pre, Side};
 use crate::store::region::Region;
 use crate::volume::order::Named;
 use std::os::fd::OwnedFd;
@@ -37,9 +38,9 @@ impl Volume {
             b".." => return self.above(parent).map(Some),
             _ => {}
         }
-        let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
+        let Dir { id, region, generation, fd: dir, .. } = self.dir(parent)?;
         match sys::statat(&*dir, name) {
-            Ok(st) => self.enter(&region, &Name::new(id, name), st).map(Some),
+            Ok(st) => self.enter_found((generation, &region), &Name::new(id, name), Some(st)).map(Some),
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(e) => Err(e.into()),
         }
@@ -66,7 +67,7 @@ impl Volume {
         mode: u32,
         who: &Caller,
     ) -> Result<(Node, Option<OwnedFd>)> {
-        let Dir { obj, id, region, fd: dir } = self.dir(parent)?;
+        let Dir { obj, id, region, generation, fd: dir } = self.dir(parent)?;
         let at = Name::new(id, name);
         if name.len() > limits::NAME_BYTES_MAX {
             return Err(os(libc::ENAMETOOLONG));
@@ -90,17 +91,13 @@ impl Volume {
         };
         let side = Side::Primary { inherit_acl: inherit.default_acl && !symlink, open_flags: libc::O_RDWR };
         let named = self.namespace(&region, op, side)?;
-        let st = match named.acted.stat {
-            Some(st) => st,
-            None => sys::statat(&*dir, name)?,
-        };
-        Ok((self.enter(&region, &at, st)?, named.acted.fd))
+        Ok((self.enter_found((generation, &region), &at, named.acted.stat)?, named.acted.fd))
     }
 
     /// Gives a file a further name.
     pub fn link(&self, node: u64, parent: u64, name: &[u8]) -> Result<Node> {
         let obj = self.objects.get(node)?;
-        let Dir { id, region, fd: dir, .. } = self.dir(parent)?;
+        let Dir { id, region, generation, .. } = self.dir(parent)?;
         let to = Name::new(id, name);
         if name.len() > limits::NAME_BYTES_MAX {
             return Err(os(libc::ENAMETOOLONG));
@@ -116,11 +113,7 @@ impl Volume {
         };
         let op = Op::Link { from, to: to.clone(), lid, pmtime: Time::default() };
         let named = self.namespace(&region, op, PRIMARY)?;
-        let st = match named.acted.stat {
-            Some(st) => st,
-            None => sys::statat(&*dir, name)?,
-        };
-        self.enter(&region, &to, st)
+        self.enter_found((generation, &region), &to, named.acted.stat)
     }
 
     /// Removes a name of a non-directory.
@@ -199,7 +192,16 @@ impl Volume {
     fn namespace(&self, region: &Region, op: Op, side: Side) -> Result<Named> {
         let named = {
             let _under_way = self.names.read();
-            self.order.namespace(self.vol, op, side, &mut |op, pre, _| self.objects.follow(region, op, pre))?
+            let mut late = None;
+            let done = &mut |op: &Op, pre: &Pre, _: &Acted| match planted(Bug::FollowTooLate) {
+                true => late = Some((op.clone(), *pre)),
+                false => self.objects.follow(region, op, pre),
+            };
+            let named = self.order.namespace((self.vol, region), op, side, done)?;
+            if let Some((op, pre)) = &late {
+                self.objects.follow(region, op, pre);
+            }
+            named
         };
         self.order.answer(named.seq, &mut || self.take_back(region, &named))?;
         Ok(named)

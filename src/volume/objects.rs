@@ -7,16 +7,16 @@
 //! Of an exported volume (NFS) nothing is forgotten while it exists: a file handle is a node number and a generation, and
 //! comes back long after the kernel forgot the node.
 
+use crate::base::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::base::sync::{Mutex, RwLock};
 use crate::base::{DirId, Error, LinkId, Name, Result, random_u64};
 use crate::format::op::{Op, RENAME_EXCHANGE, Target};
 use crate::pair::change::What;
 use crate::store::exec::{Before, Pre};
 use crate::store::region::Region;
-use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Node number of the root.
 pub const ROOT: u64 = 1;

@@ -6,13 +6,13 @@
 //! conflicting operations get their sequence in the order in which they change the local tree.
 
 use super::fence;
+use crate::base::sync::Mutex;
 use crate::base::{Error, Name, Result, Seq, VolId, time::Time};
 use crate::format::op::{Op, Target};
 use crate::os::sys;
 use crate::store::exec::{Acted, Pre, Side};
 use crate::store::region::Region;
 pub use crate::store::replica::Mark;
-use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// A finished operation on names.
@@ -58,13 +58,25 @@ pub trait Order: Send + Sync {
     /// Counts up when [`Order::region`] starts to answer another region (a lost leg): open files must be reopened by name.
     fn generation(&self) -> u64;
 
-    /// Executes an operation on names. `done` runs inside the order after the local call succeeded: it updates the
-    /// objects known to the kernel.
-    fn namespace(&self, vol: VolId, op: Op, side: Side, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<Named>;
+    /// [`Order::generation`] and [`Order::region`], both of one moment.
+    fn leg(&self, vol: VolId) -> (u64, Arc<Region>) {
+        (self.generation(), self.region(vol))
+    }
+
+    /// Executes an operation on names, if `on`, which the caller looked at, is still the region in use. `done` runs inside
+    /// the order after the local call succeeded: it updates the objects known to the kernel.
+    fn namespace(
+        &self,
+        at: (VolId, &Region),
+        op: Op,
+        side: Side,
+        done: &mut dyn FnMut(&Op, &Pre, &Acted),
+    ) -> Result<Named>;
 
     /// Checks that mutations are allowed now and marks the journal. `locate` runs inside the order and says how the
-    /// object is reached; `None`: it has no name any more, the change stays local, and `false` is returned.
-    fn begin(&self, vol: VolId, locate: &dyn Fn() -> Option<Target>, mark: Mark) -> Result<bool>;
+    /// object is reached; `None`: it has no name any more, the change stays local, and `false` is returned. An error, too,
+    /// when the region that the caller has a descriptor in is not the one in use any more.
+    fn begin(&self, at: (VolId, &Region), locate: &dyn Fn() -> Option<Target>, mark: Mark) -> Result<bool>;
 
     /// Gives the change its place in the order and sends it. `make` builds the operation for the object's present name.
     /// `None` when the object has no name any more.
@@ -167,7 +179,13 @@ impl Order for LocalOrder {
     fn generation(&self) -> u64 {
         0
     }
-    fn namespace(&self, _vol: VolId, mut op: Op, side: Side, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<Named> {
+    fn namespace(
+        &self,
+        _at: (VolId, &Region),
+        mut op: Op,
+        side: Side,
+        done: &mut dyn FnMut(&Op, &Pre, &Acted),
+    ) -> Result<Named> {
         let mut seq = self.seq.lock();
         let pre = self.region.prepare(&op)?;
         let acted = self.region.act(&mut op, side)?;
@@ -176,7 +194,7 @@ impl Order for LocalOrder {
         *seq += 1;
         Ok(Named { op, acted, seq: Seq(*seq), back: None })
     }
-    fn begin(&self, _vol: VolId, locate: &dyn Fn() -> Option<Target>, _mark: Mark) -> Result<bool> {
+    fn begin(&self, _at: (VolId, &Region), locate: &dyn Fn() -> Option<Target>, _mark: Mark) -> Result<bool> {
         let _order = self.seq.lock();
         Ok(locate().is_some())
     }

@@ -2,10 +2,10 @@
 //! sync pair does not have only once they know that. Kept up to date by the node; see `pair::vote`.
 
 use crate::base::planted::{Bug, planted};
+use crate::base::sync::{Condvar, Mutex};
 use crate::base::{Error, Kind, Result};
 use crate::os::times::boottime;
 use crate::pair::vote::Other;
-use parking_lot::{Condvar, Mutex};
 use std::time::Duration;
 
 #[derive(Default)]

@@ -11,13 +11,14 @@
 mod line;
 
 use super::spool::{Spool, SpoolAt};
+use crate::base::planted::{Bug, planted};
+use crate::base::sync::thread::{self, JoinHandle};
+use crate::base::sync::{Condvar, Mutex};
 use crate::base::{Result, Seq, time::Time};
 use crate::format::op::Op;
 pub use line::Keep;
 use line::{Dropped, Found, Line};
-use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// One entry, ready for the wire.
@@ -110,7 +111,7 @@ impl Queue {
         if q.shared.spool.is_some() {
             let shared = q.shared.clone();
             let run = move || while shared.turn(Duration::from_secs(1)) {};
-            *q.thread.lock() = Some(std::thread::Builder::new().name("spool".into()).spawn(run)?);
+            *q.thread.lock() = Some(thread::Builder::new().name("spool".into()).spawn(run)?);
         }
         Ok(q)
     }
@@ -211,6 +212,10 @@ impl Queue {
     pub fn wait(&self, cursor: Seq, timeout: Duration) {
         let mut g = self.shared.inner.lock();
         if g.line.head <= cursor {
+            if planted(Bug::LookThenWait) {
+                drop(g);
+                g = self.shared.inner.lock();
+            }
             self.shared.pushed.wait_for(&mut g, timeout);
         }
     }
@@ -284,6 +289,9 @@ impl Shared {
         if closed {
             return false;
         }
+        if planted(Bug::SpoolTooEarly) {
+            let _ = self.inner.lock().line.was_spooled(&items);
+        }
         let written = spool.append(&items);
         let files = spool.bytes();
         let mut g = self.inner.lock();
@@ -301,5 +309,7 @@ impl Shared {
     }
 }
 
+#[cfg(all(test, feature = "schedules"))]
+mod schedules;
 #[cfg(test)]
 mod tests;

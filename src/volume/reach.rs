@@ -5,6 +5,7 @@
 
 use super::Volume;
 use super::objects::{Inherit, Object, Place};
+use crate::base::sync::atomic::Ordering;
 use crate::base::{DirId, Error, Name, Result};
 use crate::os::sys::{self, Stat};
 use crate::store::region::Region;
@@ -16,6 +17,7 @@ pub(super) struct Dir {
     pub obj: Arc<Object>,
     pub id: DirId,
     pub region: Arc<Region>,
+    pub generation: u64,
     pub fd: Arc<OwnedFd>,
 }
 
@@ -88,8 +90,12 @@ impl Volume {
     pub(super) fn dir(&self, node: u64) -> Result<Dir> {
         let obj = self.objects.get(node)?;
         let id = obj.dir_id()?;
-        let fd = self.settled(|region| region.dirfd(id))?;
-        Ok(Dir { obj, id, region: self.region(), fd })
+        let (generation, region) = self.leg();
+        let fd = region.dirfd(id).or_else(|_| {
+            let _quiet = self.names.write();
+            region.dirfd(id)
+        })?;
+        Ok(Dir { obj, id, region, generation, fd })
     }
 
     /// What new entries of a directory inherit. The kernel holds the directory's lock over both its changes and ours.
@@ -126,6 +132,29 @@ impl Volume {
             },
         };
         Ok(super::Node::of(&self.objects.enter(st.ino, st.mode & libc::S_IFMT, place), st))
+    }
+
+    /// As [`Volume::enter`] for what was found or made in the region of `generation`, which another one may have taken over
+    /// from since: there it has another inode number.
+    pub(super) fn enter_found(
+        &self,
+        (generation, region): (u64, &Region),
+        at: &Name,
+        st: Option<Stat>,
+    ) -> Result<super::Node> {
+        {
+            let _under_way = self.names.read();
+            if self.generation.load(Ordering::Acquire) == generation {
+                let st = match st {
+                    Some(st) => st,
+                    None => sys::statat(&*region.dirfd(at.dir)?, &at.name)?,
+                };
+                return self.enter(region, at, st);
+            }
+        }
+        let now = self.region();
+        let st = sys::statat(&*now.dirfd(at.dir)?, &at.name)?;
+        self.enter(&now, at, st)
     }
 
     /// An object by its node number alone: what a file handle refers to. Counts it as known to the kernel once more.

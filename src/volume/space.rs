@@ -22,8 +22,9 @@ impl Volume {
     /// fallocate(2).
     pub fn fallocate(&self, fh: u64, mode: u32, off: u64, len: u64, who: &Caller) -> Result<()> {
         let h = self.files.get(fh)?;
+        let region = self.region();
         let fd = h.fd(self)?;
-        let mut c = Change::new(self, &h.obj);
+        let mut c = Change::new(self, &h.obj, region);
         self.allocate(&mut c, &fd, mode, off, len, who)?;
         c.finish()
     }
@@ -61,8 +62,9 @@ impl Volume {
     /// copy_file_range(2): copies up to `len` bytes, holes as holes. Returns how many.
     pub fn copy_range(&self, src: u64, from: u64, dst: u64, to: u64, len: u64, who: &Caller) -> Result<u64> {
         let (src, dst) = (self.files.get(src)?, self.files.get(dst)?);
+        let region = self.region();
         let (src_fd, fd) = (src.fd(self)?, dst.fd(self)?);
-        let mut c = Change::new(self, &dst.obj);
+        let mut c = Change::new(self, &dst.obj, region);
         let end = sys::fstat(&*src_fd)?.size;
         let len = len.min(COPY_BYTES_MAX).min(end.saturating_sub(from));
         let mut buf = vec![0u8; CHUNK_BYTES.min(len) as usize];

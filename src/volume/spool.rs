@@ -7,13 +7,13 @@
 //! whole segment is taken before it is used, and the spool ends where its limit or the reserve of its filesystem begins.
 
 use super::queue::{Item, Tally};
+use crate::base::sync::Mutex;
 use crate::base::{At, Error, Result, Seq, limits, time::Time};
 use crate::format::frame;
 use crate::format::op::Entry;
 use crate::os::sys;
 use crate::store::files;
 use crate::store::log::{EntryLog, Shape};
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

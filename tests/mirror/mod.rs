@@ -75,7 +75,13 @@ impl Order for MirrorOrder {
     fn generation(&self) -> u64 {
         self.switched.load(Ordering::Acquire)
     }
-    fn namespace(&self, _vol: VolId, mut op: Op, side: Side, done: &mut dyn FnMut(&Op, &Pre, &Acted)) -> Result<Named> {
+    fn namespace(
+        &self,
+        _at: (VolId, &Region),
+        mut op: Op,
+        side: Side,
+        done: &mut dyn FnMut(&Op, &Pre, &Acted),
+    ) -> Result<Named> {
         self.allowed()?;
         let mut seq = self.seq.lock();
         let region = self.region(VolId(0));
@@ -89,7 +95,7 @@ impl Order for MirrorOrder {
         let back = Named::back(&op, &pre, &acted, times);
         Ok(Named { op, acted, seq: Seq(*seq), back })
     }
-    fn begin(&self, _vol: VolId, locate: &dyn Fn() -> Option<Target>, _mark: Mark) -> Result<bool> {
+    fn begin(&self, _at: (VolId, &Region), locate: &dyn Fn() -> Option<Target>, _mark: Mark) -> Result<bool> {
         self.allowed()?;
         let _order = self.seq.lock();
         Ok(locate().is_some())

@@ -1,6 +1,7 @@
 //! The legs of a group at its primary: which one is in use, what happens when it fails, how one is added.
 
 use super::*;
+use crate::node::switch::come_to_rest;
 
 impl LocalGroup {
     /// Opens the leg in use; when that one is lost, another that had everything.
@@ -40,11 +41,7 @@ impl LocalGroup {
             _ => return None,
         };
         log::warn!("group {}: the leg in use is left: {error}; going on with leg {}", self.cfg.name, leg.number);
-        // What is refused just now is undone on the leg that it was done on.
-        old.wait_refusal();
-        let head = old.freeze();
-        if !old.wait_all(head, Duration::from_secs(3)) || !leg.is_good() {
-            old.thaw();
+        if !come_to_rest(old, || leg.is_good()) {
             return None;
         }
         match self.change_leg(old, &leg, error) {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::planted::{Bug, planted};
+use crate::base::sync::thread;
 use crate::store::loss::{self, LostArea};
 use crate::store::replica::Meta;
 use crate::store::{before, power};
@@ -98,7 +99,7 @@ impl Receiver {
         }
         self.relieve();
         self.wake();
-        std::thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500));
     }
 
     /// The drive takes no more writes: nothing more is accepted here before it is opened anew.

@@ -6,8 +6,8 @@
 //! after a restart the next beat says it again.
 
 use super::Receiver;
+use crate::base::sync::Mutex;
 use crate::base::{Seq, time::Time};
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 
 /// Beats that wait to be passed, count; further ones are left out, for another comes soon.

@@ -78,7 +78,7 @@ impl Group {
             return self.admitted();
         }
         let mut g = self.gate.lock();
-        let me = std::thread::current().id();
+        let me = thread::current().id();
         // What has begun is ended as a whole, and undone as a whole.
         if !g.fence.is_open(&me) {
             if g.fenced(true) {
@@ -93,14 +93,14 @@ impl Group {
     pub(super) fn did(&self, seq: Seq, vol: VolId, op: &Op, len: usize) {
         if self.undoes {
             let did = Did { seq, vol, time: time::now(), op: op.clone(), len: len as u64 };
-            self.gate.lock().fence.did(&std::thread::current().id(), did);
+            self.gate.lock().fence.did(&thread::current().id(), did);
         }
     }
 
     pub(super) fn forget_call(&self) {
         if self.undoes {
             let mut g = self.gate.lock();
-            g.fence.leave(&std::thread::current().id());
+            g.fence.leave(&thread::current().id());
             if g.fence.is_refusing() {
                 self.gate_changed.notify_all();
             }
@@ -124,7 +124,7 @@ impl Group {
     ) -> Result<()> {
         let mut g = self.gate.lock();
         if undo.is_some() && self.undoes {
-            g.fence.waits(&std::thread::current().id(), seq);
+            g.fence.waits(&thread::current().id(), seq);
             if g.fence.is_refusing() {
                 self.gate_changed.notify_all();
             }

@@ -308,7 +308,7 @@ fn the_spool_ends_with_its_queue() {
     let end = std::time::Instant::now() + Duration::from_secs(10);
     while q.held().memory > 1 << 20 {
         assert!(std::time::Instant::now() < end, "{:?}", q.held());
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
     assert!(files(dir.path()) > 20 << 20);
     assert_eq!(all(&q, Seq(0)), (1..=100).collect::<Vec<_>>());
