@@ -12,6 +12,7 @@ impl Receiver {
         let mut g = self.inner.lock();
         let mut m = self.replica.order();
         LostArea::of(&self.replica).cut_short()?;
+        let blank = m.state.copy == CopyState::Empty;
         let common = self.replica.chain(&m).common(g.received, theirs, their_head);
         loss::overwritten(&self.replica, &m, g.received, common)?;
         m.activity.no_replay()?;
@@ -26,6 +27,11 @@ impl Receiver {
         m.live.set_applied(self.replica.log.end(), m.live.applied_seq());
         m.live.set_txn(None);
         m.live.clear_intent();
+        // An operation that was done and could not be recorded left the table of ids behind the tree: files would count as
+        // one that are two, or the other way round (G5).
+        if !blank {
+            self.mend_tables()?;
+        }
         for r in &self.replica.regions {
             let n = r.drop_lost_dirs()?;
             if n > 0 {
@@ -50,9 +56,19 @@ impl Receiver {
                 r.drop_lost_dirs()?;
                 r.import()?;
             }
+        }
+        self.mend_tables()
+    }
+
+    /// Brings the tables of ids in step with the trees, as a whole.
+    fn mend_tables(&self) -> Result<()> {
+        for r in &self.replica.regions {
             let mut all: BTreeSet<DirId> = r.ids.read().dirs().map(|(id, _)| id).collect();
             all.insert(DirId::ROOT);
-            r.mend(&all)?;
+            let wrong = r.mend(&all)?;
+            if wrong > 0 {
+                log::info!("group {}: {wrong} records of the table of ids were not as the tree", self.replica.group);
+            }
         }
         Ok(())
     }
